@@ -1,0 +1,3 @@
+//! The `kernelry` command line.
+
+fn main() {}
