@@ -34,18 +34,8 @@ pub enum DType {
 
 impl DType {
     /// Every dtype, in declaration order.
-    pub const ALL: [DType; 10] = [
-        DType::F32,
-        DType::F16,
-        DType::BF16,
-        DType::U8,
-        DType::I8,
-        DType::U16,
-        DType::U32,
-        DType::I32,
-        DType::I64,
-        DType::U64,
-    ];
+    pub const ALL: [DType; 10] =
+        [DType::F32, DType::F16, DType::BF16, DType::U8, DType::I8, DType::U16, DType::U32, DType::I32, DType::I64, DType::U64];
 
     /// Bytes per element.
     pub const fn size(self) -> usize {

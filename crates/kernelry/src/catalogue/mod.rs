@@ -1,0 +1,34 @@
+//! The catalogue: everything that is known of a kernel, said once.
+//!
+//! Each family builds its entries in `ops/<family>`; `list`, `info`, launch checks, the conformance suite, benches and documentation
+//! are made from them.
+
+mod family;
+mod kernel;
+mod params;
+mod shape;
+
+pub use bytemuck::{Pod, Zeroable};
+pub use family::Family;
+pub use kernel::{Access, Binding, ConstantSpec, Cost, Geometry, Kernel, KernelBuilder};
+pub use params::{NoParams, ParamField, ParamKind, ParamLayout, ParamSpec, Params, StepU32};
+#[doc(hidden)]
+pub use params::{field_spec as params_field, layout as params_layout};
+pub use shape::{Dims, Shape};
+
+use std::sync::LazyLock;
+
+/// All kernels that ship with the library, in the order of their families.
+///
+/// Building it allocates and parses shape expressions once per process; nothing is compiled and no device is needed.
+pub fn builtin() -> &'static [Kernel] {
+    static KERNELS: LazyLock<Vec<Kernel>> = LazyLock::new(crate::ops::all);
+    &KERNELS
+}
+
+/// The built-in kernel of that name.
+pub fn find(name: &str) -> Option<&'static Kernel> {
+    static INDEX: LazyLock<hashbrown::HashMap<&'static str, &'static Kernel>> =
+        LazyLock::new(|| builtin().iter().map(|k| (k.name(), k)).collect());
+    INDEX.get(name).copied()
+}

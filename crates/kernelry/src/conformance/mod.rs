@@ -1,0 +1,17 @@
+//! The conformance suite: every catalogue entry against a slow reference, on any device.
+//!
+//! Each family has a file here with its references, plain f64 loops written from the definitions that share no code with a backend,
+//! and its cases: sizes at every tile edge, and the shapes of real models. Inputs are seeded; small-integer inputs make sums exact in
+//! any order, so that the result must be equal, and random inputs are judged by the error bound of the kernel's class. Outputs start
+//! as NaN, and guard regions around every buffer must stay untouched.
+
+mod case;
+mod compare;
+mod negative;
+pub mod norm;
+mod runner;
+
+pub use case::{Case, Cases, CasesFn, Input};
+pub use compare::Tolerance;
+pub use negative::check_rejections;
+pub use runner::{Outcome, Reference, ReferenceFn, case_labels, run_case, run_kernel};

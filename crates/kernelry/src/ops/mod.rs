@@ -1,0 +1,37 @@
+//! Operations by family: catalogue entries and typed launchers.
+//!
+//! A launcher is a struct with named fields; `encode` checks the arguments against the catalogue entry and records the launch. Every
+//! launcher fails with [`Error::InvalidArgument`](crate::Error::InvalidArgument),
+//! [`Error::UnsupportedDType`](crate::Error::UnsupportedDType) or [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) for wrong
+//! arguments, and [`Error::BackendUnsupported`](crate::Error::BackendUnsupported) where the device lacks the kernel; then nothing was
+//! recorded.
+
+pub mod norm;
+mod pending;
+
+use crate::catalogue::Kernel;
+use crate::{Buffer, DType, Error, Result};
+
+/// Every catalogue entry. Called once a process.
+pub(crate) fn all() -> Vec<Kernel> {
+    let mut kernels: Vec<Kernel> = Vec::with_capacity(360);
+    kernels.extend(norm::kernels());
+    pending::extend(&mut kernels);
+    kernels
+}
+
+/// A size as kernels take it.
+pub(crate) fn size(op: &str, what: &str, value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| Error::invalid(op, format!("{what}: got {value}, expected at most {}", u32::MAX)))
+}
+
+/// Rows and length of the last dimension; a vector is one row.
+pub(crate) fn rows_and_cols(op: &str, what: &str, buffer: &Buffer) -> Result<(u32, u32)> {
+    let cols = buffer.shape().last().copied().unwrap_or(1);
+    Ok((size(op, what, buffer.len() / cols.max(1))?, size(op, what, cols)?))
+}
+
+/// The error for a dtype that no kernel of the operation takes.
+pub(crate) fn unsupported(op: &str, what: &str, got: DType, expected: &str) -> Error {
+    Error::UnsupportedDType { op: op.to_owned(), what: what.to_owned(), got, expected: expected.to_owned() }
+}
