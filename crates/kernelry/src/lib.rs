@@ -20,6 +20,7 @@
 
 mod access;
 pub mod backend;
+pub mod bench;
 mod buffer;
 pub mod catalogue;
 mod config;

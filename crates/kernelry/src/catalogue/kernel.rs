@@ -175,6 +175,10 @@ impl Kernel {
     pub fn family(&self) -> Family {
         self.family
     }
+    /// Whether it goes beyond the names that every build of the library has promised from the start.
+    pub fn is_extra(&self) -> bool {
+        !super::is_core_name(&self.name)
+    }
     /// One line of mathematics.
     pub fn summary(&self) -> &'static str {
         self.summary

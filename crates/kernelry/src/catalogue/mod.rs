@@ -26,9 +26,33 @@ pub fn builtin() -> &'static [Kernel] {
     &KERNELS
 }
 
+/// The names that are part of the contract: none is ever renamed or removed. Further kernels come and go with the library's own needs.
+pub fn core_names() -> impl Iterator<Item = &'static str> {
+    include_str!("names.txt").lines()
+}
+
+fn is_core_name(name: &str) -> bool {
+    static NAMES: LazyLock<hashbrown::HashSet<&'static str>> = LazyLock::new(|| core_names().collect());
+    NAMES.contains(name)
+}
+
 /// The built-in kernel of that name.
 pub fn find(name: &str) -> Option<&'static Kernel> {
     static INDEX: LazyLock<hashbrown::HashMap<&'static str, &'static Kernel>> =
         LazyLock::new(|| builtin().iter().map(|k| (k.name(), k)).collect());
     INDEX.get(name).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{builtin, core_names, find};
+
+    #[test]
+    fn every_promised_name_is_there_once() {
+        assert_eq!(core_names().count(), 348);
+        for name in core_names() {
+            assert!(find(name).is_some_and(|k| !k.is_extra()), "{name} is missing");
+        }
+        assert_eq!(builtin().iter().filter(|k| !k.is_extra()).count(), 348);
+    }
 }

@@ -16,11 +16,11 @@ pub struct Cases {
     kernel: &'static Kernel,
     /// 1 for every change, up to 4 for a long run: larger values may add sizes.
     pub intensity: u32,
-    pub(super) list: Vec<Case>,
+    pub(crate) list: Vec<Case>,
 }
 
 impl Cases {
-    pub(super) fn new(kernel: &'static Kernel, intensity: u32) -> Cases {
+    pub(crate) fn new(kernel: &'static Kernel, intensity: u32) -> Cases {
         Cases { kernel, intensity, list: Vec::new() }
     }
 
@@ -49,14 +49,14 @@ impl Cases {
 /// One case: what is launched on which inputs.
 #[derive(Clone)]
 pub struct Case {
-    pub(super) label: String,
-    pub(super) params: Vec<u8>,
-    pub(super) inputs: Vec<(&'static str, Input)>,
-    pub(super) absent: Vec<&'static str>,
-    pub(super) alias: Vec<(&'static str, &'static str)>,
-    pub(super) constants: Vec<(u32, ConstantValue)>,
-    pub(super) math: Math,
-    pub(super) exact: bool,
+    pub(crate) label: String,
+    pub(crate) params: Vec<u8>,
+    pub(crate) inputs: Vec<(&'static str, Input)>,
+    pub(crate) absent: Vec<&'static str>,
+    pub(crate) alias: Vec<(&'static str, &'static str)>,
+    pub(crate) constants: Vec<(u32, ConstantValue)>,
+    pub(crate) math: Math,
+    pub(crate) exact: bool,
 }
 
 impl Case {

@@ -237,7 +237,7 @@ pub fn run_case(ctx: &Context, kernel: &'static Kernel, case: &Case, seed: u64) 
     Ok(())
 }
 
-fn make_inputs(kernel: &Kernel, case: &Case, seed: u64) -> Result<Vec<Option<Vec<u8>>>> {
+pub(crate) fn make_inputs(kernel: &Kernel, case: &Case, seed: u64) -> Result<Vec<Option<Vec<u8>>>> {
     let mut data = Vec::new();
     for (i, binding) in kernel.bindings().iter().enumerate() {
         if case.absent.contains(&binding.name()) {
@@ -253,7 +253,7 @@ fn make_inputs(kernel: &Kernel, case: &Case, seed: u64) -> Result<Vec<Option<Vec
     Ok(data)
 }
 
-pub(super) fn dims_of(kernel: &Kernel, binding: usize, params: &[u8]) -> Result<Vec<usize>> {
+pub(crate) fn dims_of(kernel: &Kernel, binding: usize, params: &[u8]) -> Result<Vec<usize>> {
     Ok(kernel.dims(binding, params)?.iter().map(|&d| d as usize).collect())
 }
 

@@ -21,9 +21,31 @@ pub struct CpuBackend {
     info: DeviceInfo,
 }
 
+/// Sets the number of worker threads of this process, once, before the first kernel runs. Without this call it is `KERNELRY_THREADS`, or
+/// all that the machine has.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for zero threads, or if the threads run already.
+pub fn set_threads(threads: usize) -> Result<()> {
+    if threads == 0 {
+        return Err(Error::invalid("set_threads", "threads: got 0, expected at least 1"));
+    }
+    let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    built.map_err(|e| Error::invalid("set_threads", format!("threads: got {threads}, expected a call before the first kernel runs ({e})")))
+}
+
 /// One line for `doctor`: instruction set and threads.
 pub(crate) fn describe() -> String {
-    format!("{} threads, {}", rayon::current_num_threads(), simd_name())
+    format!("{} threads, {}", threads(), simd_name())
+}
+
+/// Worker threads, started as the environment says unless they run already.
+fn threads() -> usize {
+    if let Some(threads) = crate::Config::from_env().threads {
+        // An error means that whoever started the threads before this has decided.
+        let _ = set_threads(threads);
+    }
+    rayon::current_num_threads()
 }
 
 fn simd_name() -> String {
@@ -33,7 +55,7 @@ fn simd_name() -> String {
 impl CpuBackend {
     /// Opens the CPU.
     pub fn new() -> CpuBackend {
-        let threads = u32::try_from(rayon::current_num_threads()).unwrap_or(u32::MAX);
+        let threads = u32::try_from(threads()).unwrap_or(u32::MAX);
         let name = format!("CPU ({threads} threads)");
         CpuBackend { info: DeviceInfo::new("cpu", name, simd_name(), isize::MAX as u64, threads) }
     }

@@ -1,0 +1,160 @@
+//! Timing launches.
+
+use std::time::{Duration, Instant};
+
+use super::{BenchShape, Roofline, Stats};
+use crate::catalogue::{Access, Kernel};
+use crate::conformance::{dims_of, make_inputs};
+use crate::registry::{Constants, Options};
+use crate::{Buffer, Context, Error, Graph, Result};
+
+/// Working sets below this stay in a cache whatever one does.
+const CACHED: f64 = (1 << 20) as f64;
+/// Larger working sets are copied until together they exceed every cache.
+const COLD: f64 = (512u64 << 20) as f64;
+const MAX_COPIES: usize = 64;
+/// One timing covers at least this long, so that the clock and the submission do not count.
+const SAMPLE: Duration = Duration::from_micros(400);
+
+/// How long to measure one shape.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Time for the timings of one shape, without setting up.
+    pub time: Duration,
+    /// Timings at least, even if they take longer.
+    pub min_samples: usize,
+    /// Timings at most.
+    pub max_samples: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Budget {
+        Budget { time: Duration::from_millis(300), min_samples: 5, max_samples: 1000 }
+    }
+}
+
+/// Where the operands of a measured launch were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Residency {
+    /// In memory: launches go round copies of the operands that together exceed every cache.
+    Memory,
+    /// In a cache: the operands are small, and are the same at each launch. The memory roofline does not bound such a launch.
+    Cache,
+}
+
+/// What was measured for one shape.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Measurement {
+    /// Seconds of one launch.
+    pub time: Stats,
+    /// Bytes moved per second, by the median.
+    pub bytes_per_second: f64,
+    /// Arithmetic operations per second, by the median.
+    pub flops_per_second: f64,
+    /// Share of the roofline, 1 for all of it; `None` if no limit that was measured bounds the launch.
+    pub roofline: Option<f64>,
+    /// Where the operands were.
+    pub residency: Residency,
+    /// Launches in one timing.
+    pub launches: usize,
+}
+
+/// Measures `kernel` at `shape`.
+///
+/// # Errors
+/// [`Error::BackendUnsupported`] where the device lacks the kernel, [`Error::Allocation`], [`Error::Execution`].
+pub fn measure(ctx: &Context, kernel: &'static Kernel, shape: &BenchShape, roofline: &Roofline, budget: Budget) -> Result<Measurement> {
+    let cost = shape.cost;
+    let residency = if cost.bytes < CACHED { Residency::Cache } else { Residency::Memory };
+    let copies = match residency {
+        Residency::Cache => 1,
+        Residency::Memory => ((COLD / cost.bytes).ceil() as usize).clamp(1, MAX_COPIES),
+    };
+    let sets = operands(ctx, kernel, shape, copies)?;
+    let first = record(ctx, kernel, shape, &sets, 1)?;
+    first.run()?;
+    let started = Instant::now();
+    first.run()?;
+    let once = started.elapsed();
+    let launches = (SAMPLE.as_secs_f64() / once.as_secs_f64().max(1e-9)).ceil().clamp(1.0, 4096.0) as usize;
+    // Whole rounds over the copies, so that each sample meets the same memory.
+    let launches = if launches > 1 { launches.next_multiple_of(sets.len()) } else { launches };
+    // One launch a sample: a graph for each copy, in turn.
+    let graphs: Vec<Graph> = if launches > 1 {
+        vec![record(ctx, kernel, shape, &sets, launches)?]
+    } else {
+        sets.chunks(1).map(|set| record(ctx, kernel, shape, set, 1)).collect::<Result<_>>()?
+    };
+    let mut timings = Vec::new();
+    let started = Instant::now();
+    for graph in graphs.iter().cycle() {
+        let begin = Instant::now();
+        graph.run()?;
+        timings.push(begin.elapsed().as_secs_f64() / launches as f64);
+        let enough = timings.len() >= budget.min_samples && started.elapsed() >= budget.time;
+        if enough || timings.len() >= budget.max_samples {
+            break;
+        }
+    }
+    let time = Stats::new(&timings);
+    let seconds = time.p50.max(1e-12);
+    Ok(Measurement {
+        time,
+        bytes_per_second: cost.bytes / seconds,
+        flops_per_second: cost.flops / seconds,
+        roofline: roofline.least_seconds(cost, residency == Residency::Memory).map(|least| least / seconds),
+        residency,
+        launches,
+    })
+}
+
+type Operands = Vec<Option<Buffer>>;
+
+fn operands(ctx: &Context, kernel: &'static Kernel, shape: &BenchShape, copies: usize) -> Result<Vec<Operands>> {
+    let case = &shape.case;
+    let data = make_inputs(kernel, case, 42)?;
+    let mut sets = Vec::new();
+    for _ in 0..copies {
+        let mut set: Operands = Vec::new();
+        for (i, (binding, bytes)) in kernel.bindings().iter().zip(&data).enumerate() {
+            let aliased = case.alias.iter().any(|(out, _)| *out == binding.name());
+            let dims = dims_of(kernel, i, &case.params)?;
+            set.push(match bytes {
+                Some(_) if aliased => None,
+                // Zeroed, not unspecified: the pages are there before the first timing.
+                Some(_) if binding.access() == Access::Write => Some(ctx.zeros(binding.dtype(), &dims)?),
+                Some(bytes) => Some(Buffer::from_bytes(ctx.device(), bytes, binding.dtype(), &dims)?),
+                None => None,
+            });
+        }
+        for (out, input) in &case.alias {
+            if let (Some(o), Some(i)) = (kernel.binding_index(out), kernel.binding_index(input)) {
+                let shared = set.get(i).cloned().flatten();
+                if let Some(slot) = set.get_mut(o) {
+                    *slot = shared;
+                }
+            }
+        }
+        sets.push(set);
+    }
+    Ok(sets)
+}
+
+/// Records `launches` launches that go round `sets`.
+fn record(ctx: &Context, kernel: &'static Kernel, shape: &BenchShape, sets: &[Operands], launches: usize) -> Result<Graph> {
+    let case = &shape.case;
+    let constants = Constants::new(kernel.name(), case.constants.iter().copied())?;
+    let pipeline = ctx.registry().get_with(kernel.name(), ctx.device(), &constants, Options::with_math(case.math))?;
+    let mut encoder = ctx.encoder();
+    for set in sets.iter().cycle().take(launches) {
+        let args: Vec<Option<&Buffer>> = set.iter().map(Option::as_ref).collect();
+        encoder.launch_pipeline(&pipeline, &args, &case.params)?;
+    }
+    let graph = encoder.finish()?;
+    if graph.launches() != launches {
+        return Err(Error::invalid(kernel.name(), "bench shape: got one that launches nothing, expected work"));
+    }
+    Ok(graph)
+}
