@@ -10,10 +10,12 @@ const INTENSITY: u32 = 2;
 /// Shapes of one kernel, at most.
 const SHAPES: usize = 3;
 
+/// Parameters by name.
+type Sizes = &'static [(&'static str, &'static str)];
+
 /// Shapes of models, where the cases of a family are chosen for edges and not for size: the kernel's largest case with these
 /// parameters replaced, if it has all of them.
-const MODEL_SHAPES: &[(Family, &[&[(&str, &str)]])] =
-    &[(Family::Norm, &[&[("rows", "512"), ("dim", "4096")], &[("rows", "1"), ("dim", "4096")]])];
+const MODEL_SHAPES: &[(Family, &[Sizes])] = &[(Family::Norm, &[&[("rows", "512"), ("dim", "4096")], &[("rows", "1"), ("dim", "4096")]])];
 
 /// Parameters that a kernel is measured at.
 #[derive(Clone)]
