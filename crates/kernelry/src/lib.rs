@@ -33,6 +33,7 @@ pub mod error;
 mod file_map;
 pub mod ops;
 mod pool;
+pub mod quant;
 pub mod registry;
 
 pub use buffer::{Buffer, HostSlice, HostSliceMut};

@@ -1,0 +1,21 @@
+//! Block formats of quantised weights: the table of GGML types, decoders and quantisers.
+//!
+//! ```
+//! use kernelry::quant::{GgmlType, dequantize_to_vec, quantize};
+//!
+//! let weights: Vec<f32> = (0..256).map(|i| (i as f32 * 0.1).sin()).collect();
+//! let blocks = quantize(GgmlType::Q4_K, &weights)?;
+//! assert_eq!(blocks.len(), GgmlType::Q4_K.row_bytes(256)?);
+//! let decoded = dequantize_to_vec(GgmlType::Q4_K, &blocks)?;
+//! assert!(weights.iter().zip(&decoded).all(|(w, d)| (w - d).abs() < 0.1));
+//! # Ok::<(), kernelry::Error>(())
+//! ```
+
+pub mod decode;
+mod dequantize;
+mod encode;
+mod types;
+
+pub use dequantize::{dequantize, dequantize_row, dequantize_to_vec};
+pub use encode::{quantize, quantize_into};
+pub use types::GgmlType;
