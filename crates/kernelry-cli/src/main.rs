@@ -1,3 +1,24 @@
 //! The `kernelry` command line.
+//!
+//! Exit codes: 0 success; 1 a failure at run time (a missing file, a broken model, a failed check); 2 wrong usage (an unknown kernel, a
+//! bad parameter, a bad flag); 130 interrupted.
 
-fn main() {}
+mod cli;
+mod commands;
+mod device;
+mod failure;
+mod glob;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match commands::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

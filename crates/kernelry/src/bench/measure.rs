@@ -104,7 +104,7 @@ pub fn measure(ctx: &Context, kernel: &'static Kernel, shape: &BenchShape, roofl
         time,
         bytes_per_second: cost.bytes / seconds,
         flops_per_second: cost.flops / seconds,
-        roofline: roofline.least_seconds(cost, residency == Residency::Memory).map(|least| least / seconds),
+        roofline: roofline.least_seconds(cost, shape.read, residency == Residency::Memory).map(|least| least / seconds),
         residency,
         launches,
     })

@@ -61,11 +61,11 @@ impl Roofline {
         Ok(roofline)
     }
 
-    /// The shortest time in which the work can be done: the longer of moving its bytes (if they are in memory and not in a cache) and
-    /// of its arithmetic. `None` if neither limit applies or was measured.
-    pub fn least_seconds(&self, cost: Cost, in_memory: bool) -> Option<f64> {
-        let bandwidth = self.copy_bytes_per_second.max(self.read_bytes_per_second.unwrap_or(0.0));
-        let moving = (in_memory && bandwidth > 0.0).then(|| cost.bytes / bandwidth);
+    /// The shortest time in which the work can be done: the longest of reading `read` of its bytes, of moving all of them (both only
+    /// if they are in memory and not in a cache), and of its arithmetic. `None` if no limit applies or none was measured.
+    pub fn least_seconds(&self, cost: Cost, read: f64, in_memory: bool) -> Option<f64> {
+        let reading = self.read_bytes_per_second.map_or(0.0, |rate| read / rate);
+        let moving = in_memory.then(|| reading.max(cost.bytes / self.copy_bytes_per_second));
         let computing = self.f32_flops_per_second.filter(|_| cost.flops > 0.0).map(|rate| cost.flops / rate);
         match (moving, computing) {
             (Some(a), Some(b)) => Some(a.max(b)),
@@ -206,18 +206,24 @@ mod tests {
     use crate::catalogue::Cost;
 
     const LIMITS: Roofline =
-        Roofline { copy_bytes_per_second: 50.0, read_bytes_per_second: Some(100.0), f32_flops_per_second: Some(1000.0) };
+        Roofline { copy_bytes_per_second: 100.0, read_bytes_per_second: Some(50.0), f32_flops_per_second: Some(1000.0) };
+
+    fn least(bytes: f64, read: f64, flops: f64, in_memory: bool) -> Option<f64> {
+        LIMITS.least_seconds(Cost { bytes, flops }, read, in_memory)
+    }
 
     #[test]
-    fn the_tighter_limit_counts() {
-        assert_eq!(LIMITS.least_seconds(Cost { bytes: 200.0, flops: 100.0 }, true), Some(2.0));
-        assert_eq!(LIMITS.least_seconds(Cost { bytes: 100.0, flops: 5000.0 }, true), Some(5.0));
+    fn the_tightest_limit_counts() {
+        assert_eq!(least(200.0, 100.0, 100.0, true), Some(2.0));
+        assert_eq!(least(200.0, 150.0, 100.0, true), Some(3.0));
+        assert_eq!(least(200.0, 20.0, 100.0, true), Some(2.0));
+        assert_eq!(least(100.0, 50.0, 5000.0, true), Some(5.0));
     }
 
     #[test]
     fn caches_have_no_memory_limit() {
-        assert_eq!(LIMITS.least_seconds(Cost { bytes: 200.0, flops: 100.0 }, false), None);
-        assert_eq!(LIMITS.least_seconds(Cost { bytes: 100.0, flops: 5000.0 }, false), Some(5.0));
+        assert_eq!(least(200.0, 100.0, 100.0, false), None);
+        assert_eq!(least(100.0, 50.0, 5000.0, false), Some(5.0));
     }
 
     #[test]

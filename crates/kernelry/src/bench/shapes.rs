@@ -1,6 +1,6 @@
 //! Which shapes a kernel is measured at.
 
-use crate::catalogue::{Cost, Family, Kernel, ParamKind};
+use crate::catalogue::{Access, Cost, Family, Kernel, ParamKind};
 use crate::conformance::{Case, Cases};
 use crate::registry::Math;
 
@@ -22,6 +22,8 @@ const MODEL_SHAPES: &[(Family, &[Sizes])] = &[(Family::Norm, &[&[("rows", "512")
 pub struct BenchShape {
     pub(super) case: Case,
     pub(super) cost: Cost,
+    /// Those bytes of the cost that are read.
+    pub(super) read: f64,
     text: String,
 }
 
@@ -35,7 +37,12 @@ impl BenchShape {
         if case.math == Math::Fast {
             text.push_str(" fast");
         }
-        (cost.bytes > 0.0).then_some(BenchShape { case, cost, text })
+        let mut written = 0.0;
+        for (i, b) in kernel.bindings().iter().enumerate().filter(|(_, b)| b.access() == Access::Write && !b.optional()) {
+            let elements: f64 = kernel.dims(i, &case.params).ok()?.iter().map(|&d| d as f64).product();
+            written += elements * b.dtype().size() as f64;
+        }
+        (cost.bytes > 0.0).then_some(BenchShape { read: cost.bytes - written, case, cost, text })
     }
 
     fn work(&self) -> f64 {

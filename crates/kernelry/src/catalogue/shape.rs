@@ -54,6 +54,11 @@ impl Shape {
         self.text
     }
 
+    /// The expressions one by one, slowest dimension first.
+    pub fn words(&self) -> impl Iterator<Item = &'static str> + use<> {
+        split_words(self.text).into_iter()
+    }
+
     /// Evaluates every dimension. `None` if one is negative, divides by zero or overflows 63 bits.
     pub fn eval(&self, layout: &ParamLayout, params: &[u8]) -> Option<Dims> {
         let mut out = Dims::new();
@@ -93,7 +98,7 @@ impl Shape {
 pub type Dims = smallvec::SmallVec<[u64; 6]>;
 
 /// Splits at whitespace outside parentheses, so that `cdiv(n, 8)` stays whole.
-fn split_words(text: &str) -> Vec<&str> {
+fn split_words(text: &'static str) -> Vec<&'static str> {
     let (mut words, mut depth, mut start) = (Vec::new(), 0i32, None);
     for (i, c) in text.char_indices() {
         match c {

@@ -1,0 +1,35 @@
+//! One file for each verb.
+
+pub(crate) mod bench;
+pub(crate) mod check;
+pub(crate) mod doctor;
+pub(crate) mod info;
+pub(crate) mod list;
+
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Command};
+use crate::failure::CliResult;
+use crate::output::{self, Output};
+
+/// Runs the command.
+pub(crate) fn run(cli: Cli) -> CliResult {
+    output::set_color(cli.color);
+    if let Some(threads) = cli.threads {
+        kernelry::backend::cpu::set_threads(usize::from(threads))?;
+    }
+    let out = &mut Output::new();
+    match cli.command {
+        Command::List(args) => list::run(&args, out),
+        Command::Info(args) => info::run(&args, out),
+        Command::Check(args) => check::run(&args, out),
+        Command::Bench(args) => bench::run(&args, out),
+        Command::Doctor(args) => doctor::run(&args, out),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "kernelry", &mut script);
+            out.write(&script)
+        }
+    }?;
+    out.flush()
+}
