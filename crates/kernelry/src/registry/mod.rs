@@ -212,15 +212,16 @@ impl Registry {
     ) -> Result<Pipeline> {
         let key = Key { device: device.id(), kernel: id, constants: *constants, options };
         let hash = self.hash(&key);
-        let slot = match state.slots.find(hash, |s| s.key == key) {
-            Some(slot) => match slot.cell.get() {
-                Some(outcome) => return outcome.clone(),
-                None => slot.clone(),
-            },
-            None => {
-                drop(state);
-                self.insert_slot(key, hash, device)?
-            }
+        let found = state.slots.find(hash, |s| s.key == key);
+        if let Some(outcome) = found.and_then(|slot| slot.cell.get()) {
+            return outcome.clone();
+        }
+        let found = found.cloned();
+        // Nobody may wait for a compiler while holding this lock.
+        drop(state);
+        let slot = match found {
+            Some(slot) => slot,
+            None => self.insert_slot(key, hash, device)?,
         };
         slot.cell.get_or_init(|| self.build(&slot, device)).clone()
     }
