@@ -34,6 +34,8 @@ pub(crate) enum Command {
     List(commands::list::Args),
     /// Show everything that is known of a kernel
     Info(commands::info::Args),
+    /// Launch one kernel on tensors from safetensors files
+    Run(commands::run::Args),
     /// Check kernels against slow references
     Check(commands::check::Args),
     /// Measure kernels against the limits of the device

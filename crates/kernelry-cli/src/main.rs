@@ -7,9 +7,11 @@ mod cli;
 mod commands;
 mod device;
 mod failure;
+mod files;
 mod glob;
 mod output;
 mod progress;
+mod tensors;
 
 use std::process::ExitCode;
 
@@ -17,7 +19,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    match commands::run(cli) {
+    match commands::dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }

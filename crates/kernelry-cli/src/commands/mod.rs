@@ -5,6 +5,8 @@ pub(crate) mod check;
 pub(crate) mod doctor;
 pub(crate) mod info;
 pub(crate) mod list;
+mod params;
+pub(crate) mod run;
 
 use clap::CommandFactory;
 
@@ -12,8 +14,8 @@ use crate::cli::{Cli, Command};
 use crate::failure::CliResult;
 use crate::output::{self, Output};
 
-/// Runs the command.
-pub(crate) fn run(cli: Cli) -> CliResult {
+/// Runs the command of the command line.
+pub(crate) fn dispatch(cli: Cli) -> CliResult {
     output::set_color(cli.color);
     if let Some(threads) = cli.threads {
         kernelry::backend::cpu::set_threads(usize::from(threads))?;
@@ -22,6 +24,7 @@ pub(crate) fn run(cli: Cli) -> CliResult {
     match cli.command {
         Command::List(args) => list::run(&args, out),
         Command::Info(args) => info::run(&args, out),
+        Command::Run(args) => run::run(&args, out),
         Command::Check(args) => check::run(&args, out),
         Command::Bench(args) => bench::run(&args, out),
         Command::Doctor(args) => doctor::run(&args, out),
