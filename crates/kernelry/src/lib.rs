@@ -19,6 +19,7 @@
 //! ```
 
 mod access;
+mod atomic_file;
 pub mod backend;
 pub mod bench;
 mod buffer;
@@ -31,6 +32,7 @@ mod dtype;
 mod encoder;
 pub mod error;
 mod file_map;
+pub mod gguf;
 pub mod ops;
 mod pool;
 pub mod quant;

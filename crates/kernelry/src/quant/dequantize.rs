@@ -91,12 +91,12 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
 /// [`dequantize`] into a fresh vector.
 ///
 /// # Errors
-/// As [`dequantize`].
+/// As [`dequantize`], and [`Error::Allocation`].
 pub fn dequantize_to_vec(ty: GgmlType, bytes: &[u8]) -> Result<Vec<f32>> {
     if !ty.can_dequantize() {
         return Err(unsupported(ty));
     }
-    let mut out = vec![0.0; ty.elements_in(bytes.len())?];
+    let mut out = super::zeros(ty.elements_in(bytes.len())?)?;
     dequantize(ty, bytes, &mut out)?;
     Ok(out)
 }

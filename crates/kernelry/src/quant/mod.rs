@@ -19,3 +19,12 @@ mod types;
 pub use dequantize::{dequantize, dequantize_row, dequantize_to_vec};
 pub use encode::{quantize, quantize_into};
 pub use types::GgmlType;
+
+/// `n` zeros, or an error where the allocator would abort the process.
+fn zeros<T: Clone + Default>(n: usize) -> crate::Result<Vec<T>> {
+    let mut out = Vec::new();
+    let bytes = (n as u64).saturating_mul(size_of::<T>() as u64);
+    out.try_reserve_exact(n).map_err(|e| crate::Error::Allocation { bytes, reason: e.to_string() })?;
+    out.resize(n, T::default());
+    Ok(out)
+}

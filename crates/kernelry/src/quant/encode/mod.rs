@@ -117,12 +117,12 @@ pub fn quantize_into(ty: GgmlType, x: &[f32], out: &mut [u8]) -> Result<()> {
 /// [`quantize_into`] a fresh vector.
 ///
 /// # Errors
-/// As [`quantize_into`].
+/// As [`quantize_into`], and [`Error::Allocation`].
 pub fn quantize(ty: GgmlType, x: &[f32]) -> Result<Vec<u8>> {
     if !ty.can_quantize() {
         return Err(unsupported(ty));
     }
-    let mut out = vec![0; ty.row_bytes(x.len())?];
+    let mut out = crate::quant::zeros(ty.row_bytes(x.len())?)?;
     quantize_into(ty, x, &mut out)?;
     Ok(out)
 }
