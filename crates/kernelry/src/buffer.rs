@@ -211,7 +211,7 @@ impl Buffer {
                 format!("range: got {len} elements at byte {byte_offset}, expected it inside {} bytes", self.byte_len()),
             ));
         }
-        if byte_offset % size != 0 {
+        if !byte_offset.is_multiple_of(size) {
             return Err(Error::invalid("slice", format!("byte offset: got {byte_offset}, expected a multiple of {size}")));
         }
         Ok(Buffer { storage: self.storage.clone(), dtype: self.dtype, shape: Shape::from_slice(&[len]), offset: self.offset + byte_offset })
@@ -253,7 +253,7 @@ impl Buffer {
     /// The start of this view as other elements: how the pool hands out parts of byte allocations.
     pub(crate) fn view_as(&self, dtype: DType, shape: &[usize]) -> Result<Buffer> {
         let bytes = byte_len("view", dtype, shape)?;
-        if bytes > self.byte_len() || self.offset % dtype.size() != 0 {
+        if bytes > self.byte_len() || !self.offset.is_multiple_of(dtype.size()) {
             return Err(Error::invalid("view", format!("shape: got {dtype} {shape:?}, expected at most {} bytes", self.byte_len())));
         }
         Ok(Buffer { dtype, shape: Shape::from_slice(shape), ..self.clone() })

@@ -278,10 +278,20 @@ impl Kernel {
     }
 }
 
+/// A binding before its shape is compiled against the parameters.
+struct Declared {
+    name: &'static str,
+    dtype: DType,
+    shape: &'static str,
+    access: Access,
+    optional: bool,
+    aliases: Vec<&'static str>,
+}
+
 /// Builds a [`Kernel`]; see the entries in `ops/` for how it reads.
 pub struct KernelBuilder {
     kernel: Kernel,
-    bindings: Vec<(&'static str, DType, &'static str, Access, bool, Vec<&'static str>)>,
+    bindings: Vec<Declared>,
 }
 
 impl KernelBuilder {
@@ -307,14 +317,14 @@ impl KernelBuilder {
     }
 
     fn binding(mut self, name: &'static str, dtype: DType, shape: &'static str, access: Access) -> Self {
-        self.bindings.push((name, dtype, shape, access, false, Vec::new()));
+        self.bindings.push(Declared { name, dtype, shape, access, optional: false, aliases: Vec::new() });
         self
     }
 
     /// The binding declared last may be left out.
     pub fn optional(mut self) -> Self {
         if let Some(b) = self.bindings.last_mut() {
-            b.4 = true;
+            b.optional = true;
         }
         self
     }
@@ -322,7 +332,7 @@ impl KernelBuilder {
     /// The output declared last may be the identical buffer as one of `inputs` (same address and layout; partial overlap never).
     pub fn may_alias(mut self, inputs: &[&'static str]) -> Self {
         if let Some(b) = self.bindings.last_mut() {
-            b.5 = inputs.to_vec();
+            b.aliases = inputs.to_vec();
         }
         self
     }
@@ -402,7 +412,7 @@ impl KernelBuilder {
     #[allow(clippy::panic)]
     pub fn build(self) -> Kernel {
         let mut kernel = self.kernel;
-        for (name, dtype, shape, access, optional, aliases) in self.bindings {
+        for Declared { name, dtype, shape, access, optional, aliases } in self.bindings {
             let shape = match Shape::parse(shape, &kernel.layout) {
                 Ok(shape) => shape,
                 Err(problem) => panic!("catalogue entry {}: binding {name}: {problem}", kernel.name),

@@ -57,7 +57,8 @@ fn multiple_of_four(name: &str, entry: KernelBuilder) -> KernelBuilder {
     if !name.ends_with("_v2") {
         return entry;
     }
-    entry.check(|p: &NormParams| if p.dim % 4 == 0 { Ok(()) } else { Err(format!("dim: got {}, expected a multiple of 4", p.dim)) })
+    entry
+        .check(|p: &NormParams| if p.dim.is_multiple_of(4) { Ok(()) } else { Err(format!("dim: got {}, expected a multiple of 4", p.dim)) })
 }
 
 /// `out = x / sqrt(mean(x²) + eps) · weight` over the last dimension. `out` may be `x`.

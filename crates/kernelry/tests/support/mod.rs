@@ -15,14 +15,14 @@ use kernelry::catalogue::Kernel;
 use kernelry::registry::{Constants, Options};
 use kernelry::{Commands, Device, Error, FileMap, Result};
 
-pub struct CountingBackend {
+pub(crate) struct CountingBackend {
     info: DeviceInfo,
-    pub compiles: AtomicUsize,
-    pub loads: AtomicUsize,
-    pub probes: AtomicUsize,
-    pub by_text: Mutex<HashMap<String, usize>>,
-    pub delay: Duration,
-    pub pack: Mutex<HashMap<String, [u8; 32]>>,
+    pub(crate) compiles: AtomicUsize,
+    pub(crate) loads: AtomicUsize,
+    pub(crate) probes: AtomicUsize,
+    pub(crate) by_text: Mutex<HashMap<String, usize>>,
+    pub(crate) delay: Duration,
+    pub(crate) pack: Mutex<HashMap<String, [u8; 32]>>,
 }
 
 struct Function(#[allow(dead_code)] String);
@@ -91,7 +91,7 @@ impl Backend for CountingBackend {
 }
 
 /// A device with a counting compiler that takes `delay` for each text.
-pub fn counting(delay: Duration) -> (Arc<CountingBackend>, Device) {
+pub(crate) fn counting(delay: Duration) -> (Arc<CountingBackend>, Device) {
     let backend = Arc::new(CountingBackend {
         info: DeviceInfo::new("counting", "counting", "none", 0, 1),
         compiles: AtomicUsize::new(0),
