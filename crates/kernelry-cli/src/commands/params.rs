@@ -89,7 +89,7 @@ impl Params {
                 // Sums, quotients and functions are not products: they stay unsolved.
                 None => factor.parse().ok()?,
             };
-            if known == 0 || rest % known != 0 {
+            if known == 0 || !rest.is_multiple_of(known) {
                 return None;
             }
             rest /= known;
