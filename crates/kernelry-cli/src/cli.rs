@@ -34,12 +34,13 @@ pub(crate) enum Command {
     List(commands::list::Args),
     /// Show everything that is known of a kernel
     Info(commands::info::Args),
-    /// Launch one kernel on tensors from safetensors files
     Run(commands::run::Args),
     /// Check kernels against slow references
     Check(commands::check::Args),
     /// Measure kernels against the limits of the device
     Bench(commands::bench::Args),
+    Inspect(commands::inspect::Args),
+    Quantize(commands::quantize::Args),
     /// Show versions, devices, backends and settings
     Doctor(commands::doctor::Args),
     /// Print a completion script for a shell

@@ -1,6 +1,7 @@
 //! Why a command failed, and the exit code that follows.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use kernelry::Error;
@@ -27,6 +28,14 @@ impl Failure {
     /// The command line is wrong.
     pub(crate) fn usage(message: impl Into<String>) -> Failure {
         Failure { code: USAGE, message: message.into(), hint: None }
+    }
+
+    /// A file could not be used. Errors of the operating system name it already.
+    pub(crate) fn file(path: &Path, error: &Error) -> Failure {
+        match error {
+            Error::Io { .. } => Failure::runtime(error.to_string()),
+            _ => Failure::runtime(format!("{}: {error}", path.display())),
+        }
     }
 
     /// The command has said on standard output what failed: only the exit code is left.

@@ -4,8 +4,10 @@ pub(crate) mod bench;
 pub(crate) mod check;
 pub(crate) mod doctor;
 pub(crate) mod info;
+pub(crate) mod inspect;
 pub(crate) mod list;
 mod params;
+pub(crate) mod quantize;
 pub(crate) mod run;
 
 use clap::CommandFactory;
@@ -27,6 +29,8 @@ pub(crate) fn dispatch(cli: Cli) -> CliResult {
         Command::Run(args) => run::run(&args, out),
         Command::Check(args) => check::run(&args, out),
         Command::Bench(args) => bench::run(&args, out),
+        Command::Inspect(args) => inspect::run(&args, out),
+        Command::Quantize(args) => quantize::run(&args, out),
         Command::Doctor(args) => doctor::run(&args, out),
         Command::Completions { shell } => {
             let mut script = Vec::new();
