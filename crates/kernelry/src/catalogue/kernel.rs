@@ -127,6 +127,7 @@ pub struct Kernel {
     pub(crate) zero_ok: Vec<&'static str>,
     pub(crate) checks: Vec<ParamCheck>,
     pub(crate) flops: Option<ParamCost>,
+    pub(crate) bytes: Option<ParamCost>,
     pub(crate) geometry: Option<ParamGeometry>,
     pub(crate) cpu: Option<CpuFn>,
     pub(crate) reference: Option<ReferenceFn>,
@@ -159,6 +160,7 @@ impl Kernel {
                 zero_ok: Vec::new(),
                 checks: Vec::new(),
                 flops: None,
+                bytes: None,
                 geometry: None,
                 cpu: None,
                 reference: None,
@@ -228,13 +230,18 @@ impl Kernel {
         self.geometry.as_ref().map(|g| g(params))
     }
 
-    /// Work of a launch: bytes from the shapes of all mandatory bindings, operations from the entry.
+    /// Work of a launch: bytes from the shapes of all mandatory bindings unless the entry says that less moves, operations from the
+    /// entry.
     ///
     /// # Errors
     /// As [`Kernel::check_params`].
     pub fn cost(&self, params: &[u8]) -> Result<Cost> {
         self.check_params(params)?;
         let mut cost = Cost { bytes: 0.0, flops: self.flops.as_ref().map_or(0.0, |f| f(params)) };
+        if let Some(bytes) = &self.bytes {
+            cost.bytes = bytes(params);
+            return Ok(cost);
+        }
         for (i, b) in self.bindings.iter().enumerate().filter(|(_, b)| !b.optional) {
             let elements: f64 = self.dims(i, params)?.iter().map(|&d| d as f64).product();
             cost.bytes += elements * b.dtype.size() as f64;
@@ -371,6 +378,12 @@ impl KernelBuilder {
     /// Arithmetic operations of a launch.
     pub fn flops<P: Params>(mut self, flops: impl Fn(&P) -> f64 + Send + Sync + 'static) -> Self {
         self.kernel.flops = Some(Box::new(move |bytes| flops(&bytemuck::pod_read_unaligned::<P>(bytes))));
+        self
+    }
+
+    /// Bytes that a launch moves, where that is not the size of its bindings: rows of a table, slots of a cache.
+    pub fn bytes<P: Params>(mut self, bytes: impl Fn(&P) -> f64 + Send + Sync + 'static) -> Self {
+        self.kernel.bytes = Some(Box::new(move |params| bytes(&bytemuck::pod_read_unaligned::<P>(params))));
         self
     }
 

@@ -7,6 +7,7 @@
 
 mod case;
 mod compare;
+pub mod kv_cache;
 mod negative;
 pub mod norm;
 mod runner;

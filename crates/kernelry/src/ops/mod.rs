@@ -6,6 +6,7 @@
 //! arguments, and [`Error::BackendUnsupported`](crate::Error::BackendUnsupported) where the device lacks the kernel; then nothing was
 //! recorded.
 
+pub mod kv_cache;
 pub mod norm;
 mod pending;
 
@@ -16,6 +17,7 @@ use crate::{Buffer, DType, Error, Result};
 pub(crate) fn all() -> Vec<Kernel> {
     let mut kernels: Vec<Kernel> = Vec::with_capacity(360);
     kernels.extend(norm::kernels());
+    kernels.extend(kv_cache::kernels());
     pending::extend(&mut kernels);
     kernels
 }

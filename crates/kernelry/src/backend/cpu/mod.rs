@@ -1,6 +1,7 @@
 //! The CPU backend: native Rust, chosen by SIMD level at run time, on rayon's threads.
 
 mod call;
+pub(crate) mod kv_cache;
 mod memory;
 pub(crate) mod norm;
 pub(crate) mod parallel;
