@@ -38,6 +38,11 @@ impl Failure {
         }
     }
 
+    /// Ctrl-C ended it.
+    pub(crate) fn interrupted() -> Failure {
+        Failure { code: crate::interrupt::EXIT_CODE, message: "interrupted".into(), hint: None }
+    }
+
     /// The command has said on standard output what failed: only the exit code is left.
     pub(crate) fn reported() -> Failure {
         Failure::runtime("")

@@ -9,6 +9,7 @@ mod device;
 mod failure;
 mod files;
 mod glob;
+mod interrupt;
 mod output;
 mod progress;
 mod tensors;

@@ -211,3 +211,28 @@ fn values_that_are_not_finite_are_errors() {
     kernelry_in(dir.path(), &["quantize", "m.gguf", "o.gguf", "--type", "Q8_0"]).fails(1, "m.gguf: tensor `bad.weight`: ");
     assert_eq!(files(dir.path()), ["m.gguf"]);
 }
+
+/// Ctrl-C in the middle leaves nothing behind.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_quantisation_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = GgufWriter::new();
+    let shape = [1 << 12, 1 << 12];
+    writer.tensor("a.weight", GgmlType::F32, &shape).unwrap().tensor("b.weight", GgmlType::F32, &shape).unwrap();
+    let data = vec![0u8; 4 << 24];
+    std::fs::write(dir.path().join("m.gguf"), writer.to_bytes(&[&data, &data]).unwrap()).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kernelry"));
+    command.current_dir(dir.path()).args(["--threads", "1", "quantize", "m.gguf", "o.gguf", "--type", "Q6_K"]);
+    let child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    // The temporary file shows that the work has begun.
+    while files(dir.path()).len() < 2 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(130), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(String::from_utf8_lossy(&out.stderr), "error: interrupted\n");
+    assert_eq!(files(dir.path()), ["m.gguf"]);
+}

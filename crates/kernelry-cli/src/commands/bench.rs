@@ -159,6 +159,7 @@ impl Text {
             out.line(row.kernel)?;
             self.kernel = Some(row.kernel);
         }
+        let shape = if row.math == Math::Fast { format!("{} fast", row.shape) } else { row.shape.clone() };
         let place = match row.residency {
             Residency::Memory => "memory",
             Residency::Cache => "cache",
@@ -166,7 +167,7 @@ impl Text {
         let roofline = row.roofline_pct.map_or_else(|| "-".into(), |p| format!("{p:.1}"));
         out.line(format!(
             "  {:42} {:10.2} {:10.2} {:10.2} {:9.2} {:10.2} {roofline:>7}  {place}",
-            row.shape, row.p10_us, row.p50_us, row.p90_us, row.gb_s, row.gflop_s
+            shape, row.p10_us, row.p50_us, row.p90_us, row.gb_s, row.gflop_s
         ))?;
         out.flush()
     }
@@ -179,9 +180,33 @@ fn csv(r: &Row) -> String {
     let residency = if r.residency == Residency::Memory { "memory" } else { "cache" };
     let roofline = r.roofline_pct.map_or_else(String::new, |p| format!("{p:.2}"));
     let times = [r.p10_us, r.p50_us, r.p90_us, r.mean_us, r.stddev_us].map(|t| format!("{t:.3}")).join(",");
-    // Neither names nor shapes hold commas or quotes.
     format!(
         "{},{},{},{},{math},{},{},{times},{},{},{:.4},{:.4},{roofline},{residency}",
-        r.kernel, r.family, r.backend, r.shape, r.samples, r.launches, r.bytes, r.flops, r.gb_s, r.gflop_s
+        r.kernel,
+        r.family,
+        r.backend,
+        csv_field(&r.shape),
+        r.samples,
+        r.launches,
+        r.bytes,
+        r.flops,
+        r.gb_s,
+        r.gflop_s
     )
+}
+
+/// Quotes a field that would not survive as it is.
+fn csv_field(text: &str) -> String {
+    if text.contains([',', '"', '\n']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::csv_field;
+
+    #[test]
+    fn fields_with_commas_are_quoted() {
+        assert_eq!(csv_field("m=1 n=2"), "m=1 n=2");
+        assert_eq!(csv_field("a, \"b\""), "\"a, \"\"b\"\"\"");
+    }
 }

@@ -202,7 +202,7 @@ fn describe(kernel: &'static Kernel) -> Info {
         tolerance: kernel.tolerance(),
         fast_math: kernel.has_fast_math(),
         tested: kernel.is_tested(),
-        examples: shapes(kernel).iter().map(|s| example(kernel, s)).collect(),
+        examples: examples(kernel),
         backends: Backends::open().support(kernel),
     }
 }
@@ -214,6 +214,13 @@ fn constant_json(value: ConstantValue) -> serde_json::Value {
         ConstantValue::U32(v) => v.into(),
         ConstantValue::F32(bits) => f32::from_bits(bits).into(),
     }
+}
+
+/// Shapes with their work; the math mode changes neither.
+fn examples(kernel: &'static Kernel) -> Vec<Example> {
+    let mut list: Vec<Example> = shapes(kernel).iter().map(|s| example(kernel, s)).collect();
+    list.dedup_by(|a, b| a.shape == b.shape);
+    list
 }
 
 fn example(kernel: &Kernel, shape: &BenchShape) -> Example {

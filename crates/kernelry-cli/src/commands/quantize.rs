@@ -8,6 +8,7 @@ use kernelry::gguf::{GgufFile, GgufWriter, TensorInfo, Value};
 use kernelry::quant::{GgmlType, dequantize, quantize};
 
 use crate::failure::{CliResult, Failure};
+use crate::interrupt;
 use crate::output::{Output, human_bytes};
 use crate::progress;
 
@@ -98,6 +99,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
     if lossy > 0 {
         eprintln!("note: {lossy} tensors are quantised already; quantising them again loses more than quantising the original would");
     }
+    interrupt::listen();
     let started = Instant::now();
     let written = write(args, &file, &plan)?;
     let (before, after): (usize, usize) = (file.tensors().iter().map(TensorInfo::bytes).sum(), written);
@@ -143,6 +145,7 @@ fn write(args: &Args, file: &GgufFile, plan: &[GgmlType]) -> CliResult<usize> {
     let mut stream = writer.create(&args.output)?;
     let mut written = 0;
     for (tensor, &ty) in file.tensors().iter().zip(plan) {
+        interrupt::check()?;
         bar.set_message(tensor.name.clone());
         let failed = |e: kernelry::Error| Failure::runtime(format!("{}: tensor `{}`: {e}", args.input.display(), tensor.name));
         let bytes = file.tensor_bytes(&tensor.name)?;
@@ -158,6 +161,7 @@ fn write(args: &Args, file: &GgufFile, plan: &[GgmlType]) -> CliResult<usize> {
         let row_bytes = tensor.ty.row_bytes(cols).map_err(failed)?;
         let mut values = Vec::new();
         for chunk in bytes.chunks((rows * row_bytes).max(1)) {
+            interrupt::check()?;
             values.resize(chunk.len() / row_bytes.max(1) * cols, 0.0);
             dequantize(tensor.ty, chunk, &mut values).map_err(failed)?;
             let blocks = quantize(ty, &values).map_err(failed)?;

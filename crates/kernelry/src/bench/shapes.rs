@@ -1,6 +1,6 @@
 //! Which shapes a kernel is measured at.
 
-use crate::catalogue::{Access, Cost, Family, Kernel, ParamKind};
+use crate::catalogue::{Access, Cost, Kernel, ParamKind};
 use crate::conformance::{Case, Cases};
 use crate::registry::Math;
 
@@ -9,13 +9,6 @@ const INTENSITY: u32 = 2;
 
 /// Shapes of one kernel, at most.
 const SHAPES: usize = 3;
-
-/// Parameters by name.
-type Sizes = &'static [(&'static str, &'static str)];
-
-/// Shapes of models, where the cases of a family are chosen for edges and not for size: the kernel's largest case with these
-/// parameters replaced, if it has all of them.
-const MODEL_SHAPES: &[(Family, &[Sizes])] = &[(Family::Norm, &[&[("rows", "512"), ("dim", "4096")], &[("rows", "1"), ("dim", "4096")]])];
 
 /// Parameters that a kernel is measured at.
 #[derive(Clone)]
@@ -28,15 +21,8 @@ pub struct BenchShape {
 }
 
 impl BenchShape {
-    fn new(kernel: &'static Kernel, case: Case) -> Option<BenchShape> {
+    fn new(kernel: &'static Kernel, case: Case, text: String) -> Option<BenchShape> {
         let cost = kernel.cost(&case.params).ok()?;
-        let mut text = describe(kernel, &case.params);
-        for (slot, value) in &case.constants {
-            text.push_str(&format!(" {slot}:{value}"));
-        }
-        if case.math == Math::Fast {
-            text.push_str(" fast");
-        }
         let mut written = 0.0;
         for (i, b) in kernel.bindings().iter().enumerate().filter(|(_, b)| b.access() == Access::Write && !b.optional()) {
             let elements: f64 = kernel.dims(i, &case.params).ok()?.iter().map(|&d| d as f64).product();
@@ -49,7 +35,7 @@ impl BenchShape {
         self.cost.bytes + self.cost.flops
     }
 
-    /// The integer parameters, as in `rows=3 dim=4096`.
+    /// The sizes that matter, as in `rows=3 dim=4096`.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -67,55 +53,67 @@ impl BenchShape {
     }
 }
 
-/// The shapes that `kernel` is measured at, most work first: those of models where its family lists some, and else its conformance
-/// cases that do the most work, no two of one size. Empty for a kernel without cases.
+/// The shapes that `kernel` is measured at: those that its family lists (see [`Cases::bench`]), and else those of its cases that do the
+/// most work. Empty for a kernel without cases.
 pub fn shapes(kernel: &'static Kernel) -> Vec<BenchShape> {
     let Some(cases) = kernel.cases else { return Vec::new() };
     let mut list = Cases::new(kernel, INTENSITY);
     cases(&mut list);
-    // A case that is about aliasing has the size of some plain case.
-    let (aliased, plain): (Vec<Case>, Vec<Case>) = list.list.into_iter().partition(|c| !c.alias.is_empty());
-    let mut found: Vec<BenchShape> = plain.into_iter().chain(aliased).filter_map(|case| BenchShape::new(kernel, case)).collect();
-    found.sort_by(|a, b| b.work().total_cmp(&a.work()));
-    let mut chosen = found.first().map_or_else(Vec::new, |largest| model_shapes(kernel, &largest.case));
-    if chosen.is_empty() {
-        for shape in found {
-            let same = |c: &BenchShape| c.cost == shape.cost && c.case.math == shape.case.math && c.case.constants == shape.case.constants;
-            // What is far smaller than the largest is there to hit tile edges.
-            let tiny = chosen.first().is_some_and(|c: &BenchShape| shape.work() * 1024.0 < c.work());
-            if !tiny && chosen.len() < SHAPES && !chosen.iter().any(same) {
-                chosen.push(shape);
-            }
+    if list.benches.is_empty() {
+        return largest(kernel, list.list);
+    }
+    let mut chosen = Vec::new();
+    for case in list.benches {
+        let text = case.label().to_owned();
+        if kernel.has_fast_math() && case.math == Math::Precise {
+            let mut fast = case.clone();
+            fast.fast();
+            chosen.extend(BenchShape::new(kernel, case, text.clone()));
+            chosen.extend(BenchShape::new(kernel, fast, text));
+        } else {
+            chosen.extend(BenchShape::new(kernel, case, text));
         }
     }
-    chosen.sort_by(|a, b| b.work().total_cmp(&a.work()));
     chosen
 }
 
-fn model_shapes(kernel: &'static Kernel, largest: &Case) -> Vec<BenchShape> {
-    let rows = MODEL_SHAPES.iter().filter(|(family, _)| *family == kernel.family()).flat_map(|(_, rows)| rows.iter());
-    rows.filter_map(|row| {
-        let mut case = largest.clone();
-        for (name, value) in *row {
-            kernel.params().set(kernel.name(), &mut case.params, name, value).ok()?;
+/// The cases that do the most work, no two of one size.
+fn largest(kernel: &'static Kernel, cases: Vec<Case>) -> Vec<BenchShape> {
+    // A case that is about aliasing has the size of some plain case.
+    let (aliased, plain): (Vec<Case>, Vec<Case>) = cases.into_iter().partition(|c| !c.alias.is_empty());
+    let shape = |case: Case| {
+        let text = describe(kernel, &case);
+        BenchShape::new(kernel, case, text)
+    };
+    let mut found: Vec<BenchShape> = plain.into_iter().chain(aliased).filter_map(shape).collect();
+    found.sort_by(|a, b| b.work().total_cmp(&a.work()));
+    let mut chosen: Vec<BenchShape> = Vec::new();
+    for shape in found {
+        let same = |c: &BenchShape| c.cost == shape.cost && c.case.math == shape.case.math && c.case.constants == shape.case.constants;
+        // What is far smaller than the largest is there to hit tile edges.
+        let tiny = chosen.first().is_some_and(|c| shape.work() * 1024.0 < c.work());
+        if !tiny && chosen.len() < SHAPES && !chosen.iter().any(same) {
+            chosen.push(shape);
         }
-        BenchShape::new(kernel, case)
-    })
-    .collect()
+    }
+    chosen
 }
 
-fn describe(kernel: &Kernel, params: &[u8]) -> String {
+fn describe(kernel: &Kernel, case: &Case) -> String {
     let layout = kernel.params();
     let sizes = layout.fields.iter().filter(|f| f.kind != ParamKind::F32);
-    let words: Vec<String> = sizes.filter_map(|f| Some(format!("{}={}", f.name, layout.symbol(params, f)?))).collect();
+    let mut words: Vec<String> = sizes.filter_map(|f| Some(format!("{}={}", f.name, layout.symbol(&case.params, f)?))).collect();
+    words.extend(case.constants.iter().map(|(slot, value)| format!("{slot}:{value}")));
     words.join(" ")
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::shapes;
+    use super::{largest, shapes};
     use crate::catalogue;
+    use crate::conformance::Cases;
+    use crate::ops::norm::NormParams;
 
     #[test]
     fn every_tested_kernel_has_a_shape_with_work() {
@@ -129,8 +127,21 @@ mod tests {
     }
 
     #[test]
-    fn norms_are_measured_at_model_shapes() {
-        let texts: Vec<String> = shapes(catalogue::find("rms_norm_f32").unwrap()).iter().map(|s| s.text().to_owned()).collect();
-        assert_eq!(texts, ["rows=512 dim=4096", "rows=1 dim=4096"]);
+    fn without_a_list_the_largest_cases_are_taken() {
+        let kernel = catalogue::find("rms_norm_f32").unwrap();
+        let mut cases = Cases::new(kernel, 1);
+        cases.add("small", NormParams { rows: 1, dim: 64, eps: 0.0 });
+        cases.add("large", NormParams { rows: 3, dim: 4096, eps: 0.0 });
+        cases.add("again", NormParams { rows: 3, dim: 4096, eps: 1.0 });
+        cases.add("tiny", NormParams { rows: 1, dim: 1, eps: 0.0 });
+        let texts: Vec<String> = largest(kernel, cases.list).iter().map(|s| s.text().to_owned()).collect();
+        assert_eq!(texts, ["rows=3 dim=4096", "rows=1 dim=64"]);
+    }
+
+    #[test]
+    fn what_is_written_is_not_counted_as_read() {
+        let shape = &shapes(catalogue::find("rms_norm_f32").unwrap())[0];
+        let [rows, dim] = [0, 4].map(|at| f64::from(u32::from_ne_bytes(shape.params()[at..at + 4].try_into().unwrap())));
+        assert_eq!((shape.read, shape.cost.bytes), (4.0 * (rows * dim + dim), 4.0 * (2.0 * rows * dim + dim)));
     }
 }

@@ -17,11 +17,13 @@ pub struct Cases {
     /// 1 for every change, up to 4 for a long run: larger values may add sizes.
     pub intensity: u32,
     pub(crate) list: Vec<Case>,
+    /// Shapes to measure, not to check.
+    pub(crate) benches: Vec<Case>,
 }
 
 impl Cases {
     pub(crate) fn new(kernel: &'static Kernel, intensity: u32) -> Cases {
-        Cases { kernel, intensity, list: Vec::new() }
+        Cases { kernel, intensity, list: Vec::new(), benches: Vec::new() }
     }
 
     /// Name of the kernel, where one function serves several.
@@ -31,19 +33,30 @@ impl Cases {
 
     /// Adds a case with these parameters. `label` says what is special about it.
     pub fn add<P: Params>(&mut self, label: impl Into<String>, params: P) -> &mut Case {
-        self.list.push(Case {
-            label: label.into(),
-            params: bytemuck::bytes_of(&params).to_vec(),
-            inputs: Vec::new(),
-            absent: Vec::new(),
-            alias: Vec::new(),
-            constants: Vec::new(),
-            math: Math::Precise,
-            exact: false,
-        });
-        let last = self.list.len() - 1;
-        &mut self.list[last]
+        push_case(&mut self.list, label.into(), params)
     }
+
+    /// Adds a shape at which the kernel is measured and not checked, such as the projection of a large model for which the reference
+    /// would take minutes. `label` is the shape as reports show it: `m=1 n=14336 k=4096`. Kernels with a fast mode are measured in both
+    /// modes. A kernel without such shapes is measured at its largest cases.
+    pub fn bench<P: Params>(&mut self, label: impl Into<String>, params: P) -> &mut Case {
+        push_case(&mut self.benches, label.into(), params)
+    }
+}
+
+fn push_case<P: Params>(list: &mut Vec<Case>, label: String, params: P) -> &mut Case {
+    list.push(Case {
+        label,
+        params: bytemuck::bytes_of(&params).to_vec(),
+        inputs: Vec::new(),
+        absent: Vec::new(),
+        alias: Vec::new(),
+        constants: Vec::new(),
+        math: Math::Precise,
+        exact: false,
+    });
+    let last = list.len() - 1;
+    &mut list[last]
 }
 
 /// One case: what is launched on which inputs.
