@@ -5,6 +5,7 @@
 //! any order, so that the result must be equal, and random inputs are judged by the error bound of the kernel's class. Outputs start
 //! as NaN, and guard regions around every buffer must stay untouched.
 
+pub mod attention;
 mod case;
 mod compare;
 pub mod kv_cache;

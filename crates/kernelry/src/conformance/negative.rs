@@ -71,7 +71,9 @@ pub fn check_rejections(ctx: &Context, kernel: &'static Kernel) -> Result<(), St
             continue;
         }
         for value in ["0", "4294967295"] {
-            if kernel.noop_if_zero == Some(field.name) && value == "0" {
+            // A field that is zero in some case has a meaning there.
+            let used = |case: &&super::Case| kernel.params().symbol(&case.params, field) == Some(0);
+            if value == "0" && (kernel.noop_if_zero == Some(field.name) || list.list.iter().find(used).is_some()) {
                 continue;
             }
             let mut params = case.params.clone();

@@ -6,6 +6,7 @@
 //! arguments, and [`Error::BackendUnsupported`](crate::Error::BackendUnsupported) where the device lacks the kernel; then nothing was
 //! recorded.
 
+pub mod attention;
 pub mod kv_cache;
 pub mod norm;
 mod pending;
@@ -18,6 +19,7 @@ pub(crate) fn all() -> Vec<Kernel> {
     let mut kernels: Vec<Kernel> = Vec::with_capacity(360);
     kernels.extend(norm::kernels());
     kernels.extend(kv_cache::kernels());
+    kernels.extend(attention::kernels());
     pending::extend(&mut kernels);
     kernels
 }

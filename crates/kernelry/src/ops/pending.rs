@@ -93,8 +93,6 @@ const NAMES: &[(&str, Family, &str)] = &[
     ("hf2q_dense_mm_f32_f32_tensor", Family::Matmul, "y[b] = x[b] · W[b / g]ᵀ, batched"),
     ("hf2q_dense_mm_f16_f32_tensor", Family::Matmul, "y[b] = x[b] · W[b / g]ᵀ, batched"),
     ("hf2q_dense_gemv_bf16_f32_4", Family::Matmul, "y[b] = x[b] · W[b / g]ᵀ, batched"),
-    ("scale_mask_softmax_f32", Family::Attention, "y = softmax(x · scale + mask) over rows"),
-    ("scale_mask_softmax_f32_v4", Family::Attention, "y = softmax(x · scale + mask) over rows"),
     ("quantized_matmul_id", Family::Affine, "y[t, u] = x[t] · (q·s + b)ᵀ of expert ids[t, u]"),
     ("kernel_mul_mv_id_q4_0_f32", Family::Quantized, "y[r] = x[r / U] · Wᵀ of expert ids[r]"),
     ("kernel_mul_mv_id_q8_0_f32", Family::Quantized, "y[r] = x[r / U] · Wᵀ of expert ids[r]"),
@@ -162,8 +160,6 @@ const NAMES: &[(&str, Family, &str)] = &[
     ("permute_021_bf16_to_f32", Family::Layout, "out[b, a, c] = in[a, b, c]"),
     ("transpose_2d_f32", Family::Layout, "out[c, r] = in[r, c]"),
     ("transpose_2d_f16", Family::Layout, "out[c, r] = in[r, c]"),
-    ("sdpa", Family::Attention, "o = softmax(q kᵀ · scale) v"),
-    ("sdpa_bf16", Family::Attention, "o = softmax(q kᵀ · scale) v"),
     ("sdpa_sliding", Family::Attention, "o = softmax(q kᵀ · scale) v over the last W + 1 keys"),
     ("sdpa_sliding_bf16", Family::Attention, "o = softmax(q kᵀ · scale) v over the last W + 1 keys"),
     ("steel_attention_float32_bq32_bk16_bd256_wm4_wn1_maskfloat32", Family::Attention, "o = softmax(q kᵀ · scale + mask) v, tiled"),
@@ -348,5 +344,4 @@ const NAMES: &[(&str, Family, &str)] = &[
     ("top_k_f32", Family::Sampling, "the K largest, sorted"),
     ("moe_softmax_topk_f32", Family::Moe, "ids, weights = renormalised top-k of softmax(logits)"),
     ("moe_weighted_reduce_f32", Family::Moe, "out = Σ_j w_j·y_j + σ(shared) · y_shared + residual"),
-    ("sdpa_decode", Family::Attention, "o = softmax(q kᵀ · scale) v, one query"),
 ];

@@ -1,10 +1,12 @@
 //! The CPU backend: native Rust, chosen by SIMD level at run time, on rayon's threads.
 
+pub(crate) mod attention;
 mod call;
 pub(crate) mod kv_cache;
 mod memory;
 pub(crate) mod norm;
 pub(crate) mod parallel;
+pub(crate) mod vector;
 
 use std::any::Any;
 use std::sync::Arc;
