@@ -6,10 +6,15 @@
 //! arguments, and [`Error::BackendUnsupported`](crate::Error::BackendUnsupported) where the device lacks the kernel; then nothing was
 //! recorded.
 
+pub mod affine;
 pub mod attention;
+pub mod delta_net;
 pub mod kv_cache;
+pub mod moe;
 pub mod norm;
 mod pending;
+pub mod train;
+pub mod turboquant;
 
 use crate::catalogue::Kernel;
 use crate::{Buffer, DType, Error, Result};
@@ -20,6 +25,11 @@ pub(crate) fn all() -> Vec<Kernel> {
     kernels.extend(norm::kernels());
     kernels.extend(kv_cache::kernels());
     kernels.extend(attention::kernels());
+    kernels.extend(affine::kernels());
+    kernels.extend(moe::kernels());
+    kernels.extend(delta_net::kernels());
+    kernels.extend(train::kernels());
+    kernels.extend(turboquant::kernels());
     pending::extend(&mut kernels);
     kernels
 }
