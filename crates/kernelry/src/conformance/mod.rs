@@ -6,11 +6,14 @@
 //! as NaN, and guard regions around every buffer must stay untouched.
 
 pub mod attention;
+pub(crate) mod blocks;
 mod case;
 mod compare;
 pub mod kv_cache;
+pub mod matmul;
 mod negative;
 pub mod norm;
+pub mod quantized;
 mod runner;
 
 pub use case::{Case, Cases, CasesFn, Input};

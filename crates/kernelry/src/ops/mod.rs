@@ -10,9 +10,12 @@ pub mod affine;
 pub mod attention;
 pub mod delta_net;
 pub mod kv_cache;
+pub mod linear;
+pub mod matmul;
 pub mod moe;
 pub mod norm;
 mod pending;
+pub mod quantized;
 pub mod train;
 pub mod turboquant;
 
@@ -30,6 +33,8 @@ pub(crate) fn all() -> Vec<Kernel> {
     kernels.extend(delta_net::kernels());
     kernels.extend(train::kernels());
     kernels.extend(turboquant::kernels());
+    kernels.extend(quantized::kernels());
+    kernels.extend(matmul::kernels());
     pending::extend(&mut kernels);
     kernels
 }

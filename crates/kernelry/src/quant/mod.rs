@@ -14,10 +14,12 @@
 pub mod decode;
 mod dequantize;
 mod encode;
+mod repack;
 mod types;
 
 pub use dequantize::{dequantize, dequantize_row, dequantize_to_vec};
 pub use encode::{quantize, quantize_into};
+pub use repack::repack;
 pub use types::GgmlType;
 
 /// `n` zeros, or an error where the allocator would abort the process.

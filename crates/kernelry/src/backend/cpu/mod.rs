@@ -2,10 +2,12 @@
 
 pub(crate) mod attention;
 mod call;
+pub(crate) mod dense;
 pub(crate) mod kv_cache;
 mod memory;
 pub(crate) mod norm;
 pub(crate) mod parallel;
+pub(crate) mod quantized;
 pub(crate) mod vector;
 
 use std::any::Any;

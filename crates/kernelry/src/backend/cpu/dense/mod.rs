@@ -1,0 +1,3 @@
+//! Products with weights that are not quantised, on the CPU.
+
+pub(crate) mod kernels;

@@ -1,0 +1,3 @@
+//! Products with GGML blocks on the CPU.
+
+pub(crate) mod kernels;

@@ -1,0 +1,187 @@
+//! Products with weights that are not quantised, `Y = X · Wᵀ`.
+
+use crate::backend::cpu::CpuFn;
+use crate::backend::cpu::dense::kernels as cpu;
+use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder};
+use crate::conformance::matmul as oracle;
+use crate::{Buffer, DType, Encoder, Error, Result};
+
+use super::quantized::MulMmParams;
+use super::size;
+
+crate::params! {
+    /// Parameters of the batched products: `batch` inputs over `weights` matrices, consecutive inputs sharing one.
+    pub struct BatchedMatmulParams {
+        /// rows of an input
+        m: u32,
+        /// weight rows, the outputs of an input row
+        n: u32,
+        /// length of a row
+        k: u32,
+        /// inputs
+        batch: u32,
+        /// weight matrices, a divisor of batch
+        weights: u32,
+    }
+}
+
+crate::params! {
+    /// Parameters of the products of one input with one matrix.
+    pub struct MatmulParams {
+        /// rows of the input
+        m: u32,
+        /// weight rows, the outputs of an input row
+        n: u32,
+        /// length of a row
+        k: u32,
+    }
+}
+
+const BATCHED: &str = "y[b,m,n] = Σ_k x[b,m,k] · w[b/g,n,k], g = batch / weights";
+const SINGLE: &str = "y[m,n] = Σ_k x[m,k] · w[n,k]";
+const F32_BOUND: &str = "|err| ≤ (8 + √k)·2⁻²²·Σ|x·w|";
+const F16_BOUND: &str = "|err| ≤ (8 + √k)·2⁻²²·Σ|x·w| + 1 ulp";
+
+/// Catalogue entries of the family.
+pub(crate) fn kernels() -> Vec<Kernel> {
+    use DType::{BF16, F16, F32};
+    let mut list = Vec::new();
+    let many: [(_, _, _, CpuFn); 5] = [
+        ("hf2q_dense_mm_bf16_f32_tensor", BF16, "bf16 weights, activations rounded to bf16, f32 sums", cpu::dense_mm_bf16_rounded),
+        (
+            "hf2q_dense_mm_bf16_f32_tensor_v2",
+            BF16,
+            "bf16 weights, activations f32 or rounded to no less than bf16, f32 sums",
+            cpu::dense_mm_bf16,
+        ),
+        ("hf2q_dense_mm_f16_f32_tensor", F16, "f16 weights, activations rounded to f16, f32 sums", cpu::dense_mm_f16_rounded),
+        ("hf2q_dense_mm_f32_f32_tensor", F32, "f32, never less", cpu::dense_mm_f32),
+        ("hf2q_dense_gemv_bf16_f32_4", BF16, "bf16 weights, f32 activations, f32 sums", cpu::dense_mm_bf16),
+    ];
+    for (name, weight, class, run) in many {
+        let bound = if name.ends_with("_v2") { "|err| ≤ 4·2⁻⁸·√k·rms(x)·rms(w)" } else { F32_BOUND };
+        list.push(batched(name, weight, class, bound, run));
+    }
+    let one: [(_, _, _, _, CpuFn); 5] = [
+        ("dense_gemm_f16", F16, F16, "f16, f32 sums, result rounded once", cpu::gemm_f16),
+        ("dense_matvec_f16", F16, F16, "f16, f32 sums, result rounded once", cpu::gemm_f16),
+        ("dense_matvec_f16w_f32io", F32, F16, "f16 weights, f32 activations, f32 sums", cpu::matvec_f16),
+        ("dense_matvec_bf16w_f32io", F32, BF16, "bf16 weights, f32 activations, f32 sums", cpu::matvec_bf16),
+        ("dense_matvec_f32", F32, F32, "f32", cpu::matvec_f32),
+    ];
+    for (name, x, weight, class, run) in one {
+        list.push(single(name, x, weight, class, run));
+    }
+    list
+}
+
+fn batched(name: &str, weight: DType, class: &'static str, bound: &'static str, run: CpuFn) -> Kernel {
+    let gemv = name.contains("gemv");
+    Kernel::builder(name, Family::Matmul, BATCHED)
+        .params::<BatchedMatmulParams>()
+        .input("weight", weight, "weights n k")
+        .input("x", DType::F32, "batch m k")
+        .output("out", DType::F32, "batch m n")
+        .check(|p: &BatchedMatmulParams| {
+            if p.weights > 0 && p.batch.is_multiple_of(p.weights) {
+                Ok(())
+            } else {
+                Err(format!("weights: got {}, expected a divisor of batch = {}", p.weights, p.batch))
+            }
+        })
+        .class(class, bound)
+        .flops(|p: &BatchedMatmulParams| flops(p.m, p.n, p.k) * f64::from(p.batch))
+        .geometry(move |p: &BatchedMatmulParams| {
+            let (n_tile, m_tile) = if gemv { (2, 1) } else { (64, 32) };
+            let groups = [p.n.div_ceil(n_tile), p.m.div_ceil(m_tile).min(65_535), p.batch.min(65_535)];
+            Geometry { groups, threads: [128, 1, 1] }
+        })
+        .cpu(run)
+        .tested(oracle::batched, oracle::batched_cases)
+        .build()
+}
+
+fn single(name: &str, x: DType, weight: DType, class: &'static str, run: CpuFn) -> Kernel {
+    let bound = if x == DType::F16 { F16_BOUND } else { F32_BOUND };
+    let entry = Kernel::builder(name, Family::Matmul, SINGLE)
+        .params::<MatmulParams>()
+        .input("weight", weight, "n k")
+        .input("x", x, "m k")
+        .output("out", x, "m n")
+        .class(class, bound)
+        .flops(|p: &MatmulParams| flops(p.m, p.n, p.k));
+    let entry = if name.contains("matvec") { one_row(entry) } else { entry.geometry(gemm_geometry) };
+    entry.cpu(run).tested(oracle::single, oracle::single_cases).build()
+}
+
+fn gemm_geometry(p: &MatmulParams) -> Geometry {
+    Geometry { groups: [p.n.div_ceil(32), p.m.div_ceil(32).min(65_535), 1], threads: [128, 1, 1] }
+}
+
+fn one_row(entry: KernelBuilder) -> KernelBuilder {
+    entry
+        .check(|p: &MatmulParams| if p.m == 1 { Ok(()) } else { Err(format!("m: got {}, expected 1", p.m)) })
+        .geometry(|p: &MatmulParams| Geometry::linear(p.n.div_ceil(8), 64))
+}
+
+fn flops(m: u32, n: u32, k: u32) -> f64 {
+    2.0 * f64::from(m) * f64::from(n) * f64::from(k)
+}
+
+/// `y[b, m, n] = Σ_k x[b, m, k] · w[b / g, n, k]`: batches of rows times one matrix each, consecutive batches sharing one where there
+/// are fewer matrices (grouped-query attention). Activations keep at least 10 bits of mantissa (bf16: 7), which a CPU does
+/// not make use of.
+pub struct DenseMatmul<'a> {
+    /// `[n, k]` or `[weights, n, k]`: f32, f16 or bf16.
+    pub weight: &'a Buffer,
+    /// `[m, k]` or `[batch, m, k]`, f32.
+    pub x: &'a Buffer,
+    /// `[m, n]` or `[batch, m, n]`, f32.
+    pub out: &'a Buffer,
+}
+
+impl DenseMatmul<'_> {
+    /// Records the launch.
+    ///
+    /// # Errors
+    /// See [`crate::ops`].
+    pub fn encode(&self, encoder: &mut Encoder) -> Result<()> {
+        let op = "dense_matmul";
+        let [weights, n, k] = matrices(op, "weight", self.weight)?;
+        let [batch, m, x_k] = matrices(op, "x", self.x)?;
+        if x_k != k {
+            return Err(Error::invalid(op, format!("x: got rows of {x_k}, expected {k}")));
+        }
+        let args = [Some(self.weight), Some(self.x), Some(self.out)];
+        let name = match (self.weight.dtype(), m * batch) {
+            (DType::F32, 1) => "dense_matvec_f32",
+            (DType::F16, 1) => "dense_matvec_f16w_f32io",
+            (DType::BF16, 1) => "dense_matvec_bf16w_f32io",
+            (DType::F32, _) => "hf2q_dense_mm_f32_f32_tensor",
+            (DType::F16, _) => "hf2q_mul_mm_tensor_v2_f16",
+            (DType::BF16, _) if m <= 8 => "hf2q_dense_gemv_bf16_f32_4",
+            (DType::BF16, _) => "hf2q_dense_mm_bf16_f32_tensor_v2",
+            (other, _) => return Err(super::unsupported(op, "weight", other, "f32, f16 or bf16")),
+        };
+        let n32 = |what: &str, v: usize| size(op, what, v);
+        let (m, n, k, batch, weights) = (n32("x", m)?, n32("weight", n)?, n32("weight", k)?, n32("x", batch)?, n32("weight", weights)?);
+        if name.contains("matvec") {
+            return encoder.launch(name, &args, &MatmulParams { m, n, k });
+        }
+        if self.weight.dtype() == DType::F16 {
+            let shared = batch / weights.max(1);
+            return encoder.launch(name, &args, &MulMmParams { ne12: batch, ne02: weights, r2: shared, ..MulMmParams::single(m, n, k) });
+        }
+        encoder.launch(name, &args, &BatchedMatmulParams { m, n, k, batch, weights })
+    }
+}
+
+/// A buffer as a stack of matrices.
+fn matrices(op: &str, what: &str, buffer: &Buffer) -> Result<[usize; 3]> {
+    match *buffer.shape() {
+        [k] => Ok([1, 1, k]),
+        [m, k] => Ok([1, m, k]),
+        [b, m, k] => Ok([b, m, k]),
+        _ => Err(Error::invalid(op, format!("{what}: got shape {:?}, expected at most 3 dimensions", buffer.shape()))),
+    }
+}

@@ -1,0 +1,164 @@
+//! Catalogue entries of the family, made from the table of formats.
+
+use super::{DequantParams, FORMATS, Format, MulMmParams, MulMvExtParams, MulMvParams};
+use crate::DType;
+use crate::backend::cpu::dense::kernels::mul_mm_f16;
+use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder};
+use crate::conformance::quantized as oracle;
+use crate::registry::ConstantType;
+
+const PRODUCT: &str = "y[m,n] = Σ_k x[m,k] · w[n,k]";
+const F32_CLASS: &str = "F32: exact weights, f32 activations, f32 sums; A8 in math mode fast: activations rounded to 8 bits per block";
+const F32_BOUND: &str = "|err| ≤ 5e-6·Σ|x|·A, A the largest magnitude of a code in its block; fast: plus Σ|w|·max|x_block|/254";
+const W16_CLASS: &str = "W16: weights at least as exact as f16, f32 activations, f32 sums; A8 in math mode fast";
+const W16_BOUND: &str = "between the product of exact and of f16-rounded weights, |err| ≤ 2e-5·Σ|x|·A; fast: plus Σ|w|·max|x_block|/254";
+
+/// The largest extent of a launch grid in y and z.
+const GRID_YZ: u32 = 65_535;
+
+/// Catalogue entries of the family.
+pub(crate) fn kernels() -> Vec<Kernel> {
+    let mut list = Vec::new();
+    for format in FORMATS {
+        list.push(mat_vec(format, ""));
+        if format.nr2 {
+            list.push(mat_vec(format, "_nr2"));
+        }
+        list.extend((2..=5).map(|r1| small_batch(format, r1)));
+        list.push(mat_mat(format));
+        list.push(dequant(format));
+    }
+    list.push(f16_mat_mat());
+    list
+}
+
+const W16A32_CLASS: &str = "W16A32r: f16 weights, activations f32 or rounded to 10 mantissa bits or more, f32 sums";
+const W16A32_BOUND: &str = "|err| ≤ (2⁻¹⁰ + 2e-5)·Σ|x·w|";
+
+/// Batches divide evenly over weights.
+fn check_batch(ne12: u32, ne13: u32, ne02: u32, r2: u32, r3: u32) -> Result<(), String> {
+    if r2 == 0 || u64::from(ne02) * u64::from(r2) != u64::from(ne12) {
+        return Err(format!("r2: got {r2}, expected ne12 / ne02 = {ne12} / {ne02} without remainder"));
+    }
+    if r3 == 0 || !ne13.is_multiple_of(r3) {
+        return Err(format!("r3: got {r3}, expected a divisor of ne13 = {ne13}"));
+    }
+    Ok(())
+}
+
+fn mat_vec(format: &'static Format, variant: &str) -> Kernel {
+    let name = format!("kernel_mul_mv_{}_f32{variant}", format.suffix);
+    let rows_per_group = if variant.is_empty() && format.ty.block_len() == 32 { 8 } else { 4 };
+    Kernel::builder(name, Family::Quantized, PRODUCT)
+        .params::<MulMvParams>()
+        .input("weight", DType::U8, format.stack)
+        .input("x", DType::F32, "ne12*ne13 m k")
+        .output("out", DType::F32, "ne12*ne13 m n")
+        .check(move |p: &MulMvParams| format.check_k(p.k))
+        .check(|p: &MulMvParams| check_batch(p.ne12, p.ne13, p.ne02, p.r2, p.r3))
+        .constant(700, "ne12", ConstantType::I32, None)
+        .constant(701, "r2", ConstantType::I32, None)
+        .constant(702, "r3", ConstantType::I32, None)
+        .class(F32_CLASS, F32_BOUND)
+        .fast_math()
+        .flops(|p: &MulMvParams| product_flops(p.m, p.n, p.k) * f64::from(p.ne12) * f64::from(p.ne13))
+        .geometry(move |p: &MulMvParams| Geometry {
+            groups: [p.n.div_ceil(rows_per_group), p.m.min(GRID_YZ), p.ne12.saturating_mul(p.ne13).min(GRID_YZ)],
+            threads: [32, 2, 1],
+        })
+        .cpu(format.cpu.mul_mv)
+        .tested(oracle::mul_mv, oracle::mul_mv_cases)
+        .build()
+}
+
+fn small_batch(format: &'static Format, r1: u32) -> Kernel {
+    let name = format!("kernel_mul_mv_ext_{}_f32_r1_{r1}", format.suffix);
+    Kernel::builder(name, Family::Quantized, PRODUCT)
+        .params::<MulMvExtParams>()
+        .input("weight", DType::U8, format.matrix)
+        .input("x", DType::F32, "batch m k")
+        .output("out", DType::F32, "batch m n")
+        .check(move |p: &MulMvExtParams| format.check_k(p.k))
+        .check(|p: &MulMvExtParams| if (2..=8).contains(&p.m) { Ok(()) } else { Err(format!("m: got {}, expected 2 to 8", p.m)) })
+        .constant(600, "nsg", ConstantType::I32, None)
+        .constant(601, "nxpsg", ConstantType::I32, None)
+        .class(F32_CLASS, F32_BOUND)
+        .fast_math()
+        .flops(|p: &MulMvExtParams| product_flops(p.m, p.n, p.k) * f64::from(p.batch))
+        .geometry(move |p: &MulMvExtParams| Geometry {
+            groups: [p.n.div_ceil(16), p.m.div_ceil(r1), p.batch.min(GRID_YZ)],
+            threads: [32, 2, 1],
+        })
+        .cpu(format.cpu.mul_mv_ext)
+        .tested(oracle::mul_mv_ext, oracle::mul_mv_ext_cases)
+        .build()
+}
+
+fn mat_mat(format: &'static Format) -> Kernel {
+    tiled(&format!("kernel_mul_mm_{}_f32", format.suffix), DType::U8, format.stack)
+        .check(move |p: &MulMmParams| format.check_k(p.k))
+        .class(W16_CLASS, W16_BOUND)
+        .fast_math()
+        .cpu(format.cpu.mul_mm)
+        .tested(oracle::mul_mm, oracle::mul_mm_cases)
+        .build()
+}
+
+fn f16_mat_mat() -> Kernel {
+    tiled("hf2q_mul_mm_tensor_v2_f16", DType::F16, "ne02*(ne13/r3) n k")
+        .class(W16A32_CLASS, W16A32_BOUND)
+        .cpu(mul_mm_f16)
+        .tested(oracle::mul_mm_f16, oracle::mul_mm_f16_cases)
+        .build()
+}
+
+/// A product of many rows with strided input.
+fn tiled(name: &str, weight: DType, stack: &'static str) -> KernelBuilder {
+    Kernel::builder(name, Family::Quantized, PRODUCT)
+        .params::<MulMmParams>()
+        .input("weight", weight, stack)
+        .input("x", DType::F32, "(ne12*ne13-1)*x_batch_stride+(m-1)*x_row_stride+k")
+        .output("out", DType::F32, "ne12*ne13 m n")
+        .check(|p: &MulMmParams| check_batch(p.ne12, p.ne13, p.ne02, p.r2, p.r3))
+        .check(check_strides)
+        .flops(|p: &MulMmParams| product_flops(p.m, p.n, p.k) * f64::from(p.ne12) * f64::from(p.ne13))
+        .geometry(|p: &MulMmParams| Geometry {
+            groups: [p.n.div_ceil(64), p.m.div_ceil(32).min(GRID_YZ), p.ne12.saturating_mul(p.ne13).min(GRID_YZ)],
+            threads: [128, 1, 1],
+        })
+}
+
+/// Rows are packed, or start at multiples of 32 bytes.
+fn check_strides(p: &MulMmParams) -> Result<(), String> {
+    let k = u64::from(p.k);
+    for (what, stride, packed) in [("x_row_stride", p.x_row_stride, k), ("x_batch_stride", p.x_batch_stride, u64::from(p.m) * k)] {
+        if stride < k || (stride != packed && !stride.is_multiple_of(8)) {
+            return Err(format!("{what}: got {stride}, expected {packed}, or at least k = {k} and a multiple of 8"));
+        }
+    }
+    Ok(())
+}
+
+fn dequant(format: &'static Format) -> Kernel {
+    Kernel::builder(format!("hf2q_dequant_{}_to_f16", format.suffix), Family::Quantized, "out[n,k] = f16(w[n,k])")
+        .params::<DequantParams>()
+        .input("weight", DType::U8, format.matrix)
+        .output("out", DType::F16, "n k")
+        .check(move |p: &DequantParams| format.check_k(p.k))
+        .check(|p: &DequantParams| {
+            let groups = u64::from(p.n) * u64::from(p.k) / 16;
+            if groups <= u64::from(u32::MAX) { Ok(()) } else { Err(format!("n·k/16: got {groups}, expected at most {}", u32::MAX)) }
+        })
+        .class("exact f32 weight, rounded once", "exact")
+        .geometry(|p: &DequantParams| {
+            let groups = (u64::from(p.n) * u64::from(p.k) / 16).div_ceil(256);
+            Geometry::linear(u32::try_from(groups).unwrap_or(u32::MAX), 256)
+        })
+        .cpu(format.cpu.dequant)
+        .tested(oracle::dequant, oracle::dequant_cases)
+        .build()
+}
+
+fn product_flops(m: u32, n: u32, k: u32) -> f64 {
+    2.0 * f64::from(m) * f64::from(n) * f64::from(k)
+}

@@ -1,0 +1,70 @@
+//! The block formats that have kernels.
+
+use crate::backend::cpu::quantized::kernels::CpuKernels;
+use crate::quant::GgmlType;
+
+/// A block format as kernel names and shapes need it.
+pub(crate) struct Format {
+    /// The type of tensors in this format.
+    pub(crate) ty: GgmlType,
+    /// Its part of kernel names.
+    pub(crate) suffix: &'static str,
+    /// Shape of a stack of matrices, over [`MulMvParams`](super::MulMvParams).
+    pub(crate) stack: &'static str,
+    /// Shape of one matrix.
+    pub(crate) matrix: &'static str,
+    /// Whether a variant with two rows per group exists.
+    pub(crate) nr2: bool,
+    /// Native kernels.
+    pub(crate) cpu: CpuKernels,
+}
+
+macro_rules! formats {
+    ($($ty:ident, $suffix:literal, $len:literal, $bytes:literal, $nr2:literal;)*) => {
+        &[$(Format {
+            ty: GgmlType::$ty,
+            suffix: $suffix,
+            stack: concat!("ne02*(ne13/r3) n k/", $len, "*", $bytes),
+            matrix: concat!("n k/", $len, "*", $bytes),
+            nr2: $nr2,
+            cpu: CpuKernels::of::<{ GgmlType::$ty as u32 }>(),
+        }),*]
+    };
+}
+
+/// Type, name, values per block, bytes per block, whether it has a `_nr2` variant.
+pub(crate) const FORMATS: &[Format] = formats! {
+    Q4_0, "q4_0", 32, 18, false;
+    Q8_0, "q8_0", 32, 34, true;
+    Q5_1, "q5_1", 32, 24, false;
+    IQ4_NL, "iq4_nl", 32, 18, false;
+    Q4_K, "q4_K", 256, 144, false;
+    Q5_K, "q5_K", 256, 176, false;
+    Q6_K, "q6_K", 256, 210, true;
+};
+
+impl Format {
+    /// The format of a tensor type, if products with it have kernels.
+    pub(crate) fn of(ty: GgmlType) -> Option<&'static Format> {
+        FORMATS.iter().find(|f| f.ty == ty)
+    }
+
+    /// Rows are whole blocks.
+    pub(crate) fn check_k(&self, k: u32) -> Result<(), String> {
+        let unit = self.ty.block_len();
+        if (k as usize).is_multiple_of(unit) { Ok(()) } else { Err(format!("k: got {k}, expected a multiple of {unit}")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn literals_agree_with_the_table_of_types() {
+        for f in FORMATS {
+            assert_eq!(f.matrix, format!("n k/{}*{}", f.ty.block_len(), f.ty.block_bytes()));
+            assert!(f.suffix.eq_ignore_ascii_case(f.ty.name()));
+        }
+    }
+}
