@@ -10,6 +10,7 @@ pub(crate) mod blocks;
 mod case;
 mod compare;
 pub mod kv_cache;
+pub mod layout;
 pub mod matmul;
 mod negative;
 pub mod norm;

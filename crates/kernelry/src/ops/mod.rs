@@ -10,6 +10,7 @@ pub mod affine;
 pub mod attention;
 pub mod delta_net;
 pub mod kv_cache;
+pub mod layout;
 pub mod linear;
 pub mod matmul;
 pub mod moe;
@@ -35,6 +36,7 @@ pub(crate) fn all() -> Vec<Kernel> {
     kernels.extend(turboquant::kernels());
     kernels.extend(quantized::kernels());
     kernels.extend(matmul::kernels());
+    kernels.extend(layout::kernels());
     pending::extend(&mut kernels);
     kernels
 }

@@ -4,6 +4,7 @@ pub(crate) mod attention;
 mod call;
 pub(crate) mod dense;
 pub(crate) mod kv_cache;
+pub(crate) mod layout;
 mod memory;
 pub(crate) mod norm;
 pub(crate) mod parallel;
