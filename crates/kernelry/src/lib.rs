@@ -37,6 +37,7 @@ pub mod ops;
 mod pool;
 pub mod quant;
 pub mod registry;
+pub mod safetensors;
 
 pub use buffer::{Buffer, HostSlice, HostSliceMut};
 pub use config::Config;
