@@ -394,7 +394,7 @@ fn check_entry(name: String, entry: Entry, data_start: usize, data_len: usize) -
 
 /// The tensors must cover the data without overlap and without a gap in which something could hide.
 fn check_coverage(tensors: &mut [TensorInfo], data: Range<usize>) -> Result<()> {
-    tensors.sort_unstable_by(|a, b| (a.range.start, a.range.end).cmp(&(b.range.start, b.range.end)));
+    tensors.sort_unstable_by_key(|tensor| (tensor.range.start, tensor.range.end));
     let mut covered = data.start;
     for tensor in tensors.iter() {
         if tensor.range.start != covered {

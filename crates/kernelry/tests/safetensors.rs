@@ -47,7 +47,8 @@ fn reads_the_files_of_the_python_package() {
 #[test]
 fn knows_the_types_of_the_reference() {
     use ReferenceDtype as R;
-    let cases: [(R, Option<DType>, &[u8], Option<f32>); 17] = [
+    type Case<'a> = (R, Option<DType>, &'a [u8], Option<f32>);
+    let cases: [Case<'_>; 17] = [
         (R::BOOL, None, &[1], Some(1.0)),
         (R::U8, Some(DType::U8), &[200], Some(200.0)),
         (R::I8, Some(DType::I8), &[200], Some(-56.0)),
