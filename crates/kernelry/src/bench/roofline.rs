@@ -52,7 +52,7 @@ impl Roofline {
         if host {
             let src = src.host_slice::<f32>()?;
             let read = best_seconds(|| {
-                black_box(src.par_chunks(PART).map(host::sum).reduce(|| 0, |a, b| a ^ b));
+                src.par_chunks(PART).for_each(host::sum);
                 Ok(())
             })?;
             roofline.read_bytes_per_second = Some(BYTES as f64 / read);
@@ -93,34 +93,34 @@ fn best_seconds(mut run: impl FnMut() -> Result<()>) -> Result<f64> {
     }
 }
 
-/// Multiply-adds in flight: the latency of the unit times its width, on every core there is, and few enough for its registers.
+/// Multiply-adds in flight: more than the latency of the units times their number, and few enough for sixteen registers.
 const CHAINS: usize = 12;
 const ROUNDS: usize = 1 << 14;
 
+/// Two loops for one instruction set: reading all of a slice, and `CHAINS` independent chains of `ROUNDS` multiply-adds, which returns
+/// the operations done. Written with intrinsics: what the compiler makes of plain loops is what is to be measured against them.
 macro_rules! host_loops {
-    ($sum:ident, $fma:ident, $lanes:literal $(, $feature:literal)?) => {
-        /// Reads all of `part`.
-        $(#[target_feature(enable = $feature)])?
-        pub(super) fn $sum(part: &[f32]) -> u32 {
-            let mut lanes = [0u32; 64];
-            for chunk in part.chunks_exact(64) {
-                for (lane, value) in lanes.iter_mut().zip(chunk) {
-                    *lane ^= value.to_bits();
+    ($sum:ident, $fma:ident, $lanes:literal, $feature:literal, $load:ident, $splat:ident, $madd:expr) => {
+        #[target_feature(enable = $feature)]
+        pub(super) fn $sum(part: &[f32]) {
+            let mut sums = [$splat(0.0); 8];
+            for chunk in part.chunks_exact(8 * $lanes) {
+                for (sum, values) in sums.iter_mut().zip(chunk.chunks_exact($lanes)) {
+                    // SAFETY: `values` has as many elements as are loaded.
+                    let values = unsafe { $load(values.as_ptr()) };
+                    *sum = $madd(values, values, *sum);
                 }
             }
-            lanes.iter().fold(0, |a, b| a ^ b)
+            black_box(sums);
         }
 
-        /// `CHAINS` independent chains of `ROUNDS` multiply-adds, `lanes` wide. Returns the operations done.
-        $(#[target_feature(enable = $feature)])?
+        #[target_feature(enable = $feature)]
         pub(super) fn $fma(x: f32) -> f64 {
-            let mut chains = [[x; $lanes]; CHAINS];
-            let (a, b) = (black_box(0.999_f32), black_box(1e-3_f32));
+            let mut chains = [$splat(x); CHAINS];
+            let (a, b) = ($splat(black_box(0.999)), $splat(black_box(1e-3)));
             for _ in 0..ROUNDS {
                 for chain in &mut chains {
-                    for lane in chain {
-                        *lane = multiply_add(*lane, a, b);
-                    }
+                    *chain = $madd(*chain, a, b);
                 }
             }
             black_box(chains);
@@ -129,32 +129,19 @@ macro_rules! host_loops {
     };
 }
 
-/// Fused where the target has an instruction for it; elsewhere the call of a library function would be measured.
-#[inline(always)]
-fn multiply_add(x: f32, a: f32, b: f32) -> f32 {
-    if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) { x.mul_add(a, b) } else { x * a + b }
-}
-
 #[cfg(target_arch = "x86_64")]
 mod host {
-    use super::{CHAINS, ROUNDS, black_box, multiply_add};
-    host_loops!(sum_avx512, fma_avx512, 16, "avx512f");
-    host_loops!(sum_avx2, fma_avx2, 8, "avx2,fma");
-    // Without the instruction `mul_add` is a library call: the loop below multiplies and adds.
-    fn sum_plain(part: &[f32]) -> u32 {
-        part.iter().fold(0, |a, b| a ^ b.to_bits())
-    }
-    fn fma_plain(x: f32) -> f64 {
-        let mut chains = [[x; 4]; CHAINS];
-        let (a, b) = (black_box(0.999_f32), black_box(1e-3_f32));
-        for _ in 0..ROUNDS {
-            chains.iter_mut().flatten().for_each(|lane| *lane = *lane * a + b);
-        }
-        black_box(chains);
-        (2 * CHAINS * 4 * ROUNDS) as f64
-    }
+    use std::arch::x86_64::{
+        _mm_add_ps, _mm_loadu_ps, _mm_mul_ps, _mm_set1_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_set1_ps,
+    };
 
-    pub(super) fn sum(part: &[f32]) -> u32 {
+    use super::{CHAINS, ROUNDS, black_box};
+    host_loops!(sum_avx512, fma_avx512, 16, "avx512f", _mm512_loadu_ps, _mm512_set1_ps, _mm512_fmadd_ps);
+    host_loops!(sum_avx2, fma_avx2, 8, "avx2,fma", _mm256_loadu_ps, _mm256_set1_ps, _mm256_fmadd_ps);
+    host_loops!(sum_sse2, fma_sse2, 4, "sse2", _mm_loadu_ps, _mm_set1_ps, |a, b, c| _mm_add_ps(_mm_mul_ps(a, b), c));
+
+    pub(super) fn sum(part: &[f32]) {
         if is_x86_feature_detected!("avx512f") {
             // SAFETY: the feature was detected.
             unsafe { sum_avx512(part) }
@@ -162,7 +149,8 @@ mod host {
             // SAFETY: the features were detected.
             unsafe { sum_avx2(part) }
         } else {
-            sum_plain(part)
+            // SAFETY: every processor of this architecture has SSE2.
+            unsafe { sum_sse2(part) }
         }
     }
 
@@ -174,15 +162,37 @@ mod host {
             // SAFETY: the features were detected.
             unsafe { fma_avx2(x) }
         } else {
-            fma_plain(x)
+            // SAFETY: as above.
+            unsafe { fma_sse2(x) }
         }
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
 mod host {
-    use super::{CHAINS, ROUNDS, black_box, multiply_add};
-    host_loops!(sum, fma, 4);
+    use std::arch::aarch64::{vdupq_n_f32, vfmaq_f32, vld1q_f32};
+
+    use super::{CHAINS, ROUNDS, black_box};
+    host_loops!(sum, fma, 4, "neon", vld1q_f32, vdupq_n_f32, |a, b, c| vfmaq_f32(c, a, b));
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod host {
+    use super::{CHAINS, ROUNDS, black_box};
+
+    pub(super) fn sum(part: &[f32]) {
+        black_box(part.chunks(8).map(|c| c.iter().sum::<f32>()).sum::<f32>());
+    }
+
+    pub(super) fn fma(x: f32) -> f64 {
+        let mut chains = [x; CHAINS];
+        let (a, b) = (black_box(0.999), black_box(1e-3));
+        for _ in 0..ROUNDS {
+            chains.iter_mut().for_each(|c| *c = *c * a + b);
+        }
+        black_box(chains);
+        (2 * CHAINS * ROUNDS) as f64
+    }
 }
 
 /// f32 operations per second of all threads together, the best of several runs.
