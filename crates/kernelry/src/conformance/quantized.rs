@@ -7,16 +7,40 @@ use super::{Cases, Input, Reference, Tolerance};
 use crate::ops::quantized::{DequantParams, MulMmParams, MulMvExtParams, MulMvParams};
 use crate::registry::{ConstantValue, Math};
 
+/// How a kernel may round its operands before it multiplies.
+#[derive(Clone, Copy, PartialEq)]
+enum Class {
+    /// Not at all.
+    F32,
+    /// Weights to f16.
+    W16,
+    /// Both to f16.
+    W16A16,
+    /// Weights to f16, activations to 10 bits of mantissa.
+    W16A32,
+}
+
+impl Class {
+    fn of_kernel(name: &str) -> Class {
+        match () {
+            () if name.contains("_tensor_v2_") => Class::W16A32,
+            () if name.contains("_tensor_") => Class::W16A16,
+            () if name.contains("_mm_") => Class::W16,
+            () => Class::F32,
+        }
+    }
+}
+
 /// A decoded weight matrix and how a kernel may round it.
 struct Weights {
     block: Block,
     k: usize,
     values: Vec<Value>,
-    /// The kernel may use the weights as they are, or rounded to f16.
-    may_round: bool,
+    class: Class,
 }
 
-/// An element of the product with the bound on its error.
+/// An element of the product with the bound on its error: any value between the product of the operands as they are and that of the
+/// rounded ones, and beyond by the error of the sum.
 fn element(weights: &Weights, row: usize, x: &[f64], moved: &[f64]) -> (f64, Tolerance) {
     let (mut exact, mut rounded, mut unit, mut quantised) = (0.0, 0.0, 0.0, 0.0);
     let values = &weights.values[row * weights.k..(row + 1) * weights.k];
@@ -24,15 +48,17 @@ fn element(weights: &Weights, row: usize, x: &[f64], moved: &[f64]) -> (f64, Tol
         exact += x * value.w;
         unit += x.abs() * value.reach;
         quantised += dx * value.w.abs();
-        if weights.may_round {
+        if weights.class != Class::F32 {
+            let x = if weights.class == Class::W16A16 { f16::from_f64(*x).to_f64() } else { *x };
             rounded += x * f16::from_f64(value.w).to_f64();
         }
     }
-    if weights.may_round {
-        let middle = (exact + rounded) / 2.0;
-        return (middle, Tolerance::abs((exact - rounded).abs() / 2.0 + 2e-5 * unit + quantised));
-    }
-    (exact, Tolerance::abs(5e-6 * unit + quantised))
+    let sum_error = match weights.class {
+        Class::F32 => return (exact, Tolerance::abs(5e-6 * unit + quantised)),
+        Class::W16 | Class::W16A16 => 2e-5,
+        Class::W16A32 => 2e-5 + (-10f64).exp2(),
+    };
+    ((exact + rounded) / 2.0, Tolerance::abs((exact - rounded).abs() / 2.0 + sum_error * unit + quantised))
 }
 
 /// How far rounding to 8 bits may move each element of a row: half a step of its block.
@@ -92,7 +118,7 @@ fn batched(r: &mut Reference<'_>, p: &MulMmParams) {
         let (i2, i3) = (z % p.ne12, z / p.ne12);
         let matrix = (i2 / p.r2 + i3 / p.r3 * p.ne02) as usize;
         let values = all[matrix * n * k..(matrix + 1) * n * k].to_vec();
-        let weights = Weights { block, k, values, may_round: r.kernel().contains("_mm_") };
+        let weights = Weights { block, k, values, class: Class::of_kernel(r.kernel()) };
         let start = |row: usize| z as usize * p.x_batch_stride as usize + row * p.x_row_stride as usize;
         let rows: Vec<&[f64]> = (0..m).map(|row| &x[start(row)..start(row) + k]).collect();
         product(&weights, n, &rows, r.math() == Math::Fast, &mut expected);
@@ -138,7 +164,7 @@ pub(crate) fn mul_mm_f16_cases(c: &mut Cases) {
 pub(crate) fn mul_mv_ext(r: &mut Reference<'_>) {
     let p: MulMvExtParams = r.params();
     let block = Block::of_kernel(r.kernel());
-    let weights = Weights { block, k: p.k as usize, values: decode_f32(r, block), may_round: false };
+    let weights = Weights { block, k: p.k as usize, values: decode_f32(r, block), class: Class::F32 };
     let x = r.f64s("x");
     let rows: Vec<&[f64]> = x.chunks(p.k as usize).collect();
     let mut expected = Vec::new();

@@ -1,6 +1,6 @@
 //! Catalogue entries of the family, made from the table of formats.
 
-use super::{DequantParams, FORMATS, Format, MulMmParams, MulMvExtParams, MulMvParams};
+use super::{DequantParams, FORMATS, Format, MulMmParams, MulMvExtParams, MulMvParams, Perm021Params};
 use crate::DType;
 use crate::backend::cpu::dense::kernels::mul_mm_f16;
 use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder};
@@ -8,10 +8,27 @@ use crate::conformance::quantized as oracle;
 use crate::registry::ConstantType;
 
 const PRODUCT: &str = "y[m,n] = Σ_k x[m,k] · w[n,k]";
-const F32_CLASS: &str = "F32: exact weights, f32 activations, f32 sums; A8 in math mode fast: activations rounded to 8 bits per block";
-const F32_BOUND: &str = "|err| ≤ 5e-6·Σ|x|·A, A the largest magnitude of a code in its block; fast: plus Σ|w|·max|x_block|/254";
-const W16_CLASS: &str = "W16: weights at least as exact as f16, f32 activations, f32 sums; A8 in math mode fast";
-const W16_BOUND: &str = "between the product of exact and of f16-rounded weights, |err| ≤ 2e-5·Σ|x|·A; fast: plus Σ|w|·max|x_block|/254";
+/// Numerical class and error bound.
+pub(super) type Class = (&'static str, &'static str);
+
+pub(super) const PRODUCT_FAST: Class = (
+    "F32: exact weights, f32 activations, f32 sums; A8 in math mode fast: activations rounded to 8 bits per block",
+    "|err| ≤ 5e-6·Σ|x|·A, A the largest magnitude of a code in its block; fast: plus Σ|w|·max|x_block|/254",
+);
+pub(super) const W16: Class = (
+    "W16: weights at least as exact as f16, f32 activations, f32 sums; A8 in math mode fast",
+    "between the product of exact and of f16-rounded weights, |err| ≤ 2e-5·Σ|x|·A; fast: plus Σ|w|·max|x_block|/254",
+);
+pub(super) const W16A16: Class = (
+    "W16A16: weights and activations at least as exact as f16, f32 sums; A8 in math mode fast",
+    "between the product of exact and of f16-rounded operands, |err| ≤ 2e-5·Σ|x|·A; fast: plus Σ|w|·max|x_block|/254",
+);
+const W16A32: Class = (
+    "W16A32r: weights at least as exact as f16, activations f32 or rounded to 10 mantissa bits or more, f32 sums; A8 in math mode fast",
+    "between the product of exact and of f16-rounded weights, |err| ≤ (2⁻¹⁰ + 2e-5)·Σ|x|·A; fast: plus Σ|w|·max|x_block|/254",
+);
+const F16_A32: Class =
+    ("W16A32r: f16 weights, activations f32 or rounded to 10 mantissa bits or more, f32 sums", "|err| ≤ (2⁻¹⁰ + 2e-5)·Σ|x·w|");
 
 /// The largest extent of a launch grid in y and z.
 const GRID_YZ: u32 = 65_535;
@@ -25,15 +42,17 @@ pub(crate) fn kernels() -> Vec<Kernel> {
             list.push(mat_vec(format, "_nr2"));
         }
         list.extend((2..=5).map(|r1| small_batch(format, r1)));
-        list.push(mat_mat(format));
+        list.push(mat_mat(format, "", W16));
+        list.push(mat_mat(format, "_tensor", W16A16));
+        list.push(mat_mat(format, "_tensor_v2", W16A32));
         list.push(dequant(format));
     }
     list.push(f16_mat_mat());
+    list.extend(FORMATS.iter().filter(|f| ["q4_0", "q8_0", "q6_K"].contains(&f.suffix)).map(|f| head_major(Some(f))));
+    list.push(head_major(None));
+    list.extend(super::experts::kernels());
     list
 }
-
-const W16A32_CLASS: &str = "W16A32r: f16 weights, activations f32 or rounded to 10 mantissa bits or more, f32 sums";
-const W16A32_BOUND: &str = "|err| ≤ (2⁻¹⁰ + 2e-5)·Σ|x·w|";
 
 /// Batches divide evenly over weights.
 fn check_batch(ne12: u32, ne13: u32, ne02: u32, r2: u32, r3: u32) -> Result<(), String> {
@@ -59,7 +78,7 @@ fn mat_vec(format: &'static Format, variant: &str) -> Kernel {
         .constant(700, "ne12", ConstantType::I32, None)
         .constant(701, "r2", ConstantType::I32, None)
         .constant(702, "r3", ConstantType::I32, None)
-        .class(F32_CLASS, F32_BOUND)
+        .class(PRODUCT_FAST.0, PRODUCT_FAST.1)
         .fast_math()
         .flops(|p: &MulMvParams| product_flops(p.m, p.n, p.k) * f64::from(p.ne12) * f64::from(p.ne13))
         .geometry(move |p: &MulMvParams| Geometry {
@@ -82,7 +101,7 @@ fn small_batch(format: &'static Format, r1: u32) -> Kernel {
         .check(|p: &MulMvExtParams| if (2..=8).contains(&p.m) { Ok(()) } else { Err(format!("m: got {}, expected 2 to 8", p.m)) })
         .constant(600, "nsg", ConstantType::I32, None)
         .constant(601, "nxpsg", ConstantType::I32, None)
-        .class(F32_CLASS, F32_BOUND)
+        .class(PRODUCT_FAST.0, PRODUCT_FAST.1)
         .fast_math()
         .flops(|p: &MulMvExtParams| product_flops(p.m, p.n, p.k) * f64::from(p.batch))
         .geometry(move |p: &MulMvExtParams| Geometry {
@@ -94,19 +113,48 @@ fn small_batch(format: &'static Format, r1: u32) -> Kernel {
         .build()
 }
 
-fn mat_mat(format: &'static Format) -> Kernel {
-    tiled(&format!("kernel_mul_mm_{}_f32", format.suffix), DType::U8, format.stack)
+fn mat_mat(format: &'static Format, variant: &str, class: Class) -> Kernel {
+    tiled(&format!("kernel_mul_mm_{}{variant}_f32", format.suffix), DType::U8, format.stack)
         .check(move |p: &MulMmParams| format.check_k(p.k))
-        .class(W16_CLASS, W16_BOUND)
+        .class(class.0, class.1)
         .fast_math()
         .cpu(format.cpu.mul_mm)
         .tested(oracle::mul_mm, oracle::mul_mm_cases)
         .build()
 }
 
+/// `format` is `None` for f16 weights.
+fn head_major(format: Option<&'static Format>) -> Kernel {
+    let (suffix, dtype, shape) = match format {
+        Some(f) => (f.suffix, DType::U8, f.head_major),
+        None => ("f16", DType::F16, "n n_heads*head_dim"),
+    };
+    let name = format!("kernel_mul_mm_{suffix}_tensor_bf16_perm021");
+    Kernel::builder(name, Family::Quantized, "y[b,m,n] = Σ_h,d x[b,h,m,d] · w[n, h·head_dim + d]")
+        .params::<Perm021Params>()
+        .input("weight", dtype, shape)
+        .input("x", DType::BF16, "batch n_heads m head_dim")
+        .output("out", DType::F32, "batch m n")
+        .check(|p: &Perm021Params| {
+            let right = p.head_dim > 0 && p.head_dim.is_multiple_of(32);
+            if right { Ok(()) } else { Err(format!("head_dim: got {}, expected a multiple of 32", p.head_dim)) }
+        })
+        .check(move |p: &Perm021Params| {
+            let k = p.n_heads.checked_mul(p.head_dim).ok_or_else(|| "n_heads·head_dim: overflows".to_owned())?;
+            format.map_or(Ok(()), |f| f.check_k(k))
+        })
+        .class(W16A16.0, W16A16.1)
+        .flops(|p: &Perm021Params| product_flops(p.m, p.n, p.n_heads) * f64::from(p.head_dim) * f64::from(p.batch))
+        .geometry(|p: &Perm021Params| Geometry {
+            groups: [p.n.div_ceil(64), p.m.div_ceil(32).min(GRID_YZ), p.batch.min(GRID_YZ)],
+            threads: [128, 1, 1],
+        })
+        .build()
+}
+
 fn f16_mat_mat() -> Kernel {
     tiled("hf2q_mul_mm_tensor_v2_f16", DType::F16, "ne02*(ne13/r3) n k")
-        .class(W16A32_CLASS, W16A32_BOUND)
+        .class(F16_A32.0, F16_A32.1)
         .cpu(mul_mm_f16)
         .tested(oracle::mul_mm_f16, oracle::mul_mm_f16_cases)
         .build()
@@ -159,6 +207,6 @@ fn dequant(format: &'static Format) -> Kernel {
         .build()
 }
 
-fn product_flops(m: u32, n: u32, k: u32) -> f64 {
+pub(super) fn product_flops(m: u32, n: u32, k: u32) -> f64 {
     2.0 * f64::from(m) * f64::from(n) * f64::from(k)
 }

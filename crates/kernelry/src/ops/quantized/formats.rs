@@ -13,6 +13,10 @@ pub(crate) struct Format {
     pub(crate) stack: &'static str,
     /// Shape of one matrix.
     pub(crate) matrix: &'static str,
+    /// Shape of the matrices of all experts, over [`MulMvIdParams`](super::MulMvIdParams).
+    pub(crate) experts: &'static str,
+    /// Shape of one matrix over [`Perm021Params`](super::Perm021Params).
+    pub(crate) head_major: &'static str,
     /// Whether a variant with two rows per group exists.
     pub(crate) nr2: bool,
     /// Native kernels.
@@ -26,6 +30,8 @@ macro_rules! formats {
             suffix: $suffix,
             stack: concat!("ne02*(ne13/r3) n k/", $len, "*", $bytes),
             matrix: concat!("n k/", $len, "*", $bytes),
+            experts: concat!("(n_experts-1)*expert_stride+n*(k/", $len, "*", $bytes, ")"),
+            head_major: concat!("n n_heads*head_dim/", $len, "*", $bytes),
             nr2: $nr2,
             cpu: CpuKernels::of::<{ GgmlType::$ty as u32 }>(),
         }),*]

@@ -8,10 +8,12 @@
 //! scale `d = max|x| / 127` and sums integer products: an element of the result then moves by at most `Σ |w|·d/2`.
 
 mod entries;
+mod experts;
 mod formats;
 mod launcher;
 
 pub(crate) use entries::kernels;
+pub use experts::{ExpertMapParams, MulMmIdParams, MulMvIdParams};
 pub(crate) use formats::{FORMATS, Format};
 pub use launcher::QuantizedMatmul;
 
@@ -74,6 +76,22 @@ crate::params! {
         /// length of a row
         k: u32,
         /// batches
+        batch: u32,
+    }
+}
+
+crate::params! {
+    /// Parameters of `*_perm021`: the input is attention output, stored head by head; the length of a row is `n_heads·head_dim`.
+    pub struct Perm021Params {
+        /// input rows of a batch
+        m: u32,
+        /// weight rows, the outputs of an input row
+        n: u32,
+        /// heads
+        n_heads: u32,
+        /// elements of a head, a multiple of 32
+        head_dim: u32,
+        /// batches, which share the weight
         batch: u32,
     }
 }
