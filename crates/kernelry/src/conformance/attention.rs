@@ -6,6 +6,8 @@ use crate::DType;
 use crate::catalogue::StepU32;
 use crate::ops::attention::{AttentionDecodeParams, AttentionPrefillParams, ScaleMaskSoftmaxParams, SdpaDecodeParams, SdpaParams};
 
+pub(crate) mod mask;
+
 /// What is computed, in the terms of the definition.
 struct Problem {
     batch: usize,

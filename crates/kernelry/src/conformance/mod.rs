@@ -9,6 +9,7 @@ pub mod attention;
 pub(crate) mod blocks;
 mod case;
 mod compare;
+pub mod elementwise;
 pub mod kv_cache;
 pub mod layout;
 pub mod matmul;
@@ -16,6 +17,7 @@ mod negative;
 pub mod norm;
 pub mod quantized;
 mod runner;
+pub mod sampling;
 
 pub use case::{Case, Cases, CasesFn, Input};
 pub use compare::Tolerance;

@@ -9,6 +9,9 @@ use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, StepU32};
 use crate::conformance::attention as oracle;
 use crate::{Buffer, DType, Encoder, Error, Result};
 
+mod mask;
+pub use mask::{AttentionMask, AttentionMaskParams};
+
 /// Largest head that any kernel of the family takes.
 const MAX_HEAD_DIM: u32 = 512;
 
@@ -288,7 +291,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
             groups: [p.n_heads, 1, 1],
             threads: [if p.kv_seq_len.max() < 32 { 32 } else { 128 }, 1, 1],
         });
-    vec![
+    let mut list = vec![
         sdpa_entry("sdpa", F32, cpu::sdpa::<f32>),
         sdpa_entry("sdpa_bf16", BF16, cpu::sdpa::<half::bf16>),
         cache_bindings(decode, F32, "n_heads head_dim")
@@ -301,7 +304,9 @@ pub(crate) fn kernels() -> Vec<Kernel> {
         prefill_entry("attention_prefill_f16kv", F16, cpu::prefill::<half::f16>),
         softmax_entry("scale_mask_softmax_f32"),
         softmax_entry("scale_mask_softmax_f32_v4"),
-    ]
+    ];
+    list.extend(mask::kernels());
+    list
 }
 
 /// `N` dimensions of a buffer.

@@ -9,6 +9,7 @@
 pub mod affine;
 pub mod attention;
 pub mod delta_net;
+pub mod elementwise;
 pub mod kv_cache;
 pub mod layout;
 pub mod linear;
@@ -17,6 +18,7 @@ pub mod moe;
 pub mod norm;
 mod pending;
 pub mod quantized;
+pub mod sampling;
 pub mod train;
 pub mod turboquant;
 
@@ -37,6 +39,8 @@ pub(crate) fn all() -> Vec<Kernel> {
     kernels.extend(quantized::kernels());
     kernels.extend(matmul::kernels());
     kernels.extend(layout::kernels());
+    kernels.extend(elementwise::kernels());
+    kernels.extend(sampling::kernels());
     pending::extend(&mut kernels);
     kernels
 }

@@ -16,7 +16,9 @@ use super::parallel::for_ranges;
 use super::vector::{Isa, VectorKernel, Vectored, dispatch};
 use crate::ops::attention::{AttentionDecodeParams, AttentionPrefillParams, SdpaDecodeParams, SdpaParams};
 
+mod mask;
 mod softmax;
+pub(crate) use mask::mask;
 pub(crate) use softmax::scale_mask_softmax;
 
 /// Keys of a block.

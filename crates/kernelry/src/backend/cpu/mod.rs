@@ -3,12 +3,14 @@
 pub(crate) mod attention;
 mod call;
 pub(crate) mod dense;
+pub(crate) mod elementwise;
 pub(crate) mod kv_cache;
 pub(crate) mod layout;
 mod memory;
 pub(crate) mod norm;
 pub(crate) mod parallel;
 pub(crate) mod quantized;
+pub(crate) mod sampling;
 pub(crate) mod vector;
 
 use std::any::Any;

@@ -1,0 +1,203 @@
+//! Arg-max, top-k, sorting, and sampling over logits.
+
+use super::{rows_and_cols, size};
+use crate::backend::cpu::sampling as cpu;
+use crate::catalogue::{Family, Geometry, Kernel};
+use crate::conformance::sampling as oracle;
+use crate::{Buffer, DType, Encoder, Error, Result};
+
+/// Index that stands for "no element": a poisoned row must not look like a token.
+pub const NO_TOKEN: u32 = u32::MAX;
+
+/// Largest `k` of [`TopK`].
+pub const MAX_TOP_K: u32 = 128;
+
+crate::params! {
+    /// Parameters of kernels over rows.
+    pub struct RowsParams {
+        /// number of rows
+        rows: u32,
+        /// elements of a row
+        cols: u32,
+    }
+}
+
+crate::params! {
+    /// Parameters of sampling.
+    pub struct SoftmaxSampleParams {
+        /// number of logits
+        n: u32,
+        /// temperature, above 0
+        temperature: f32,
+        /// uniform number in [0, 1)
+        u: f32,
+    }
+}
+
+crate::params! {
+    /// Parameters of top-k.
+    pub struct TopKParams {
+        /// number of elements
+        n: u32,
+        /// elements to select, at most 128
+        k: u32,
+    }
+}
+
+/// Catalogue entries of the family.
+pub(crate) fn kernels() -> Vec<Kernel> {
+    use DType::{F32, U32};
+    vec![
+        Kernel::builder("argsort_desc_f32", Family::Sampling, "ids = order of x by value descending, then index; NaN last")
+            .params::<RowsParams>()
+            .input("x", F32, "rows cols")
+            .output("ids", U32, "rows cols")
+            .class("exact", "a permutation, ties by index")
+            .geometry(|p: &RowsParams| Geometry::linear(p.rows, p.cols.next_power_of_two().clamp(32, 256)))
+            .cpu(cpu::argsort_desc)
+            .tested(oracle::argsort_desc, oracle::argsort_desc_cases)
+            .build(),
+        Kernel::builder("argmax_f32", Family::Sampling, "index and value of the largest element of each row, ties to the lowest index")
+            .params::<RowsParams>()
+            .input("x", F32, "rows cols")
+            .output("index", U32, "rows")
+            .output("value", F32, "rows")
+            .class("exact", "index 0xFFFFFFFF and value NaN for a row with NaN or +inf, or of -inf alone")
+            .geometry(|p: &RowsParams| Geometry { groups: [p.cols.div_ceil(8192).clamp(1, 64), p.rows, 1], threads: [256, 1, 1] })
+            .cpu(cpu::argmax)
+            .tested(oracle::argmax, oracle::argmax_cases)
+            .build(),
+        Kernel::builder(
+            "softmax_sample_f32",
+            Family::Sampling,
+            "smallest i with Σ_{j≤i} p_j > u, p = softmax(x / temperature); and ln p_i",
+        )
+        .params::<SoftmaxSampleParams>()
+        .input("x", F32, "n")
+        .output("token", U32, "1")
+        .output("logprob", F32, "1")
+        .check(|p: &SoftmaxSampleParams| {
+            if !(p.temperature.is_finite() && p.temperature > 0.0) {
+                return Err(format!("temperature: got {}, expected a finite value above 0", p.temperature));
+            }
+            if !(0.0..1.0).contains(&p.u) {
+                return Err(format!("u: got {}, expected at least 0 and less than 1", p.u));
+            }
+            Ok(())
+        })
+        .class("f32", "CDF[token-1] - 1e-5 ≤ u ≤ CDF[token] + 1e-5; token 0xFFFFFFFF for NaN, +inf, or -inf alone")
+        .flops(|p: &SoftmaxSampleParams| 5.0 * f64::from(p.n))
+        .geometry(|p: &SoftmaxSampleParams| Geometry::linear(1, p.n.next_power_of_two().clamp(32, 1024)))
+        .cpu(cpu::softmax_sample)
+        .tested(oracle::softmax_sample, oracle::softmax_sample_cases)
+        .build(),
+        Kernel::builder("top_k_f32", Family::Sampling, "the k largest elements, descending, ties to the lowest index; never NaN")
+            .params::<TopKParams>()
+            .input("x", F32, "n")
+            .output("indices", U32, "k")
+            .output("values", F32, "k")
+            .check(|p: &TopKParams| {
+                if p.k > MAX_TOP_K.min(p.n) {
+                    return Err(format!("k: got {}, expected at most {MAX_TOP_K} and at most n = {}", p.k, p.n));
+                }
+                Ok(())
+            })
+            .class("exact", "slots without an element: index 0xFFFFFFFF, value -inf")
+            .geometry(|p: &TopKParams| Geometry::linear(p.n.div_ceil(8192).clamp(1, 64), 256))
+            .cpu(cpu::top_k)
+            .tested(oracle::top_k, oracle::top_k_cases)
+            .build(),
+    ]
+}
+
+/// Index and value of the largest element of each row. Ties go to the lowest index. A row with NaN or +inf, or of -inf alone, gives
+/// [`NO_TOKEN`] and NaN.
+pub struct Argmax<'a> {
+    /// `[rows, cols]` or `[cols]`, f32.
+    pub x: &'a Buffer,
+    /// `[rows]`, u32.
+    pub index: &'a Buffer,
+    /// `[rows]`, f32.
+    pub value: &'a Buffer,
+}
+
+impl Argmax<'_> {
+    /// Records the launch.
+    ///
+    /// # Errors
+    /// See [`crate::ops`].
+    pub fn encode(&self, encoder: &mut Encoder) -> Result<()> {
+        let (rows, cols) = rows_and_cols("argmax", "x", self.x)?;
+        encoder.launch("argmax_f32", &[Some(self.x), Some(self.index), Some(self.value)], &RowsParams { rows, cols })
+    }
+}
+
+/// Indices of each row in descending order of value; equal values by index, NaN after everything.
+pub struct ArgsortDesc<'a> {
+    /// `[rows, cols]` or `[cols]`, f32.
+    pub x: &'a Buffer,
+    /// Shape of `x`, u32.
+    pub ids: &'a Buffer,
+}
+
+impl ArgsortDesc<'_> {
+    /// Records the launch.
+    ///
+    /// # Errors
+    /// See [`crate::ops`].
+    pub fn encode(&self, encoder: &mut Encoder) -> Result<()> {
+        let (rows, cols) = rows_and_cols("argsort_desc", "x", self.x)?;
+        encoder.launch("argsort_desc_f32", &[Some(self.x), Some(self.ids)], &RowsParams { rows, cols })
+    }
+}
+
+/// Draws a token from `softmax(x / temperature)` by inverse CDF in index order.
+pub struct SoftmaxSample<'a> {
+    /// Logits `[n]`, f32; -inf has probability zero.
+    pub x: &'a Buffer,
+    /// `[1]`, u32; [`NO_TOKEN`] for logits with NaN or +inf, or of -inf alone.
+    pub token: &'a Buffer,
+    /// `[1]`, f32: natural logarithm of the token's probability; NaN with [`NO_TOKEN`].
+    pub logprob: &'a Buffer,
+    /// Finite, above 0.
+    pub temperature: f32,
+    /// Uniform number in `[0, 1)`, drawn by the host.
+    pub u: f32,
+}
+
+impl SoftmaxSample<'_> {
+    /// Records the launch.
+    ///
+    /// # Errors
+    /// See [`crate::ops`].
+    pub fn encode(&self, encoder: &mut Encoder) -> Result<()> {
+        let n = size("softmax_sample", "x", self.x.len())?;
+        let params = SoftmaxSampleParams { n, temperature: self.temperature, u: self.u };
+        encoder.launch("softmax_sample_f32", &[Some(self.x), Some(self.token), Some(self.logprob)], &params)
+    }
+}
+
+/// The `k` largest elements, descending; ties go to the lowest index. NaN is never selected: slots that are left have index
+/// [`NO_TOKEN`] and value -inf.
+pub struct TopK<'a> {
+    /// `[n]`, f32.
+    pub x: &'a Buffer,
+    /// `[k]`, u32, `k` at most [`MAX_TOP_K`].
+    pub indices: &'a Buffer,
+    /// `[k]`, f32.
+    pub values: &'a Buffer,
+}
+
+impl TopK<'_> {
+    /// Records the launch.
+    ///
+    /// # Errors
+    /// See [`crate::ops`].
+    pub fn encode(&self, encoder: &mut Encoder) -> Result<()> {
+        let (n, k) = (size("top_k", "x", self.x.len())?, size("top_k", "indices", self.indices.len())?);
+        if self.values.len() != self.indices.len() {
+            return Err(Error::invalid("top_k", format!("values: got {} elements, expected {k}", self.values.len())));
+        }
+        encoder.launch("top_k_f32", &[Some(self.x), Some(self.indices), Some(self.values)], &TopKParams { n, k })
+    }
+}

@@ -1,0 +1,89 @@
+//! Sampling against the distribution it samples from.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use kernelry::ops::sampling::SoftmaxSample;
+use kernelry::{Buffer, Context, DType};
+
+struct Sampler {
+    ctx: Context,
+    x: Buffer,
+    token: Buffer,
+    logprob: Buffer,
+}
+
+impl Sampler {
+    fn new(logits: &[f32]) -> Sampler {
+        let ctx = Context::cpu();
+        let x = ctx.upload(logits, &[logits.len()]).unwrap();
+        let (token, logprob) = (ctx.zeros(DType::U32, &[1]).unwrap(), ctx.zeros(DType::F32, &[1]).unwrap());
+        Sampler { ctx, x, token, logprob }
+    }
+
+    fn draw(&self, temperature: f32, u: f32) -> (usize, f32) {
+        let mut encoder = self.ctx.encoder();
+        SoftmaxSample { x: &self.x, token: &self.token, logprob: &self.logprob, temperature, u }.encode(&mut encoder).unwrap();
+        encoder.run().unwrap();
+        (self.token.to_vec::<u32>().unwrap()[0] as usize, self.logprob.to_vec::<f32>().unwrap()[0])
+    }
+}
+
+fn probabilities(logits: &[f32], temperature: f32) -> Vec<f64> {
+    let y: Vec<f64> = logits.iter().map(|v| f64::from(*v) / f64::from(temperature)).collect();
+    let top = y.iter().fold(f64::NEG_INFINITY, |m, v| m.max(*v));
+    let e: Vec<f64> = y.iter().map(|v| (v - top).exp()).collect();
+    let total: f64 = e.iter().sum();
+    e.iter().map(|e| e / total).collect()
+}
+
+#[test]
+fn tokens_are_where_the_cumulative_distribution_passes_u() {
+    let seed = 11;
+    println!("seed {seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    for n in [1, 5, 1000, 262_144] {
+        let mut logits: Vec<f32> = (0..n).map(|_| (0..12).map(|_| rng.f32()).sum::<f32>() - 6.0).collect();
+        for i in (3..n).step_by(7) {
+            logits[i] = f32::NEG_INFINITY;
+        }
+        let sampler = Sampler::new(&logits);
+        for temperature in [0.01, 0.7, 1.0, 10.0] {
+            let p = probabilities(&logits, temperature);
+            let cdf: Vec<f64> = p
+                .iter()
+                .scan(0.0, |sum, p| {
+                    *sum += p;
+                    Some(*sum)
+                })
+                .collect();
+            for i in 0..20 {
+                let u = if i == 19 { 0.999_999_94 } else { i as f32 / 19.0 };
+                let (token, logprob) = sampler.draw(temperature, u);
+                let (below, above) = (if token == 0 { 0.0 } else { cdf[token - 1] }, cdf[token]);
+                let inside = below - 1e-5 <= f64::from(u) && f64::from(u) <= above + 1e-5 && p[token] > 0.0;
+                assert!(inside, "n={n} temperature={temperature} u={u}: token {token} spans {below} to {above}");
+                assert!(
+                    (f64::from(logprob) - p[token].ln()).abs() <= 1e-4 * p[token].ln().abs().max(1.0),
+                    "{logprob} and {}",
+                    p[token].ln()
+                );
+            }
+        }
+    }
+}
+
+/// Evenly spaced `u` must hit each token about as often as its probability says.
+#[test]
+fn evenly_spaced_draws_follow_the_distribution() {
+    let logits = [0.3f32, -1.0, 2.0, 0.0, 1.1, f32::NEG_INFINITY, -0.4];
+    let sampler = Sampler::new(&logits);
+    let p = probabilities(&logits, 0.8);
+    let draws = 1000;
+    let mut counts = [0.0f64; 7];
+    for i in 0..draws {
+        counts[sampler.draw(0.8, (i as f32 + 0.5) / draws as f32).0] += 1.0;
+    }
+    assert_eq!(counts[5], 0.0);
+    // Each count is within one of its expectation, so the statistic is far below what random draws would give.
+    let chi2: f64 = counts.iter().zip(&p).filter(|(_, p)| **p > 0.0).map(|(c, p)| (c - p * 1000.0).powi(2) / (p * 1000.0)).sum();
+    assert!(chi2 < 0.5, "chi-square {chi2}, counts {counts:?}");
+}
