@@ -110,15 +110,16 @@ impl<'a> CpuCall<'a> {
         unsafe { std::slice::from_raw_parts_mut(ptr, len) }
     }
 
+    /// Whether two bindings are the identical buffer.
+    pub fn identical(&self, a: usize, b: usize) -> bool {
+        matches!((self.args.get(a), self.args.get(b)), (Some(Some(a)), Some(Some(b))) if a.ptr == b.ptr)
+    }
+
     /// Input `src` and output `dst`, where the entry allows them to be the identical buffer: the input is `None` then, and its
     /// elements are in the output.
     #[allow(clippy::type_complexity)]
     pub fn in_place<T: Element>(&self, src: usize, dst: usize) -> (Option<&'a [T]>, &'a mut [T]) {
-        let identical = match (self.args.get(src), self.args.get(dst)) {
-            (Some(Some(a)), Some(Some(b))) => a.ptr == b.ptr,
-            _ => false,
-        };
-        let input = if identical { None } else { Some(self.input(src)) };
+        let input = if self.identical(src, dst) { None } else { Some(self.input(src)) };
         (input, self.output(dst))
     }
 }

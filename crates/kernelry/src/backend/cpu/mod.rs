@@ -6,11 +6,13 @@ pub(crate) mod dense;
 pub(crate) mod elementwise;
 pub(crate) mod kv_cache;
 pub(crate) mod layout;
+pub(crate) mod math;
 mod memory;
 pub(crate) mod norm;
 pub(crate) mod parallel;
 pub(crate) mod quantized;
 pub(crate) mod sampling;
+pub(crate) mod scratch;
 pub(crate) mod vector;
 
 use std::any::Any;
