@@ -31,6 +31,11 @@ impl Cases {
         self.kernel.name()
     }
 
+    /// The case added last.
+    pub fn last(&mut self) -> Option<&mut Case> {
+        self.list.last_mut()
+    }
+
     /// Adds a case with these parameters. `label` says what is special about it.
     pub fn add<P: Params>(&mut self, label: impl Into<String>, params: P) -> &mut Case {
         push_case(&mut self.list, label.into(), params)

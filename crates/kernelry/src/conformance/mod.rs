@@ -5,6 +5,7 @@
 //! any order, so that the result must be equal, and random inputs are judged by the error bound of the kernel's class. Outputs start
 //! as NaN, and guard regions around every buffer must stay untouched.
 
+pub mod activation;
 pub mod attention;
 pub(crate) mod blocks;
 mod case;
@@ -16,6 +17,7 @@ pub mod matmul;
 mod negative;
 pub mod norm;
 pub mod quantized;
+pub mod rope;
 mod runner;
 pub mod sampling;
 

@@ -6,6 +6,7 @@
 //! arguments, and [`Error::BackendUnsupported`](crate::Error::BackendUnsupported) where the device lacks the kernel; then nothing was
 //! recorded.
 
+pub mod activation;
 pub mod affine;
 pub mod attention;
 pub mod delta_net;
@@ -18,6 +19,7 @@ pub mod moe;
 pub mod norm;
 mod pending;
 pub mod quantized;
+pub mod rope;
 pub mod sampling;
 pub mod train;
 pub mod turboquant;
@@ -29,6 +31,8 @@ use crate::{Buffer, DType, Error, Result};
 pub(crate) fn all() -> Vec<Kernel> {
     let mut kernels: Vec<Kernel> = Vec::with_capacity(360);
     kernels.extend(norm::kernels());
+    kernels.extend(rope::kernels());
+    kernels.extend(activation::kernels());
     kernels.extend(kv_cache::kernels());
     kernels.extend(attention::kernels());
     kernels.extend(affine::kernels());

@@ -1,5 +1,6 @@
 //! The CPU backend: native Rust, chosen by SIMD level at run time, on rayon's threads.
 
+pub(crate) mod activation;
 pub(crate) mod attention;
 mod call;
 pub(crate) mod dense;
@@ -11,6 +12,7 @@ mod memory;
 pub(crate) mod norm;
 pub(crate) mod parallel;
 pub(crate) mod quantized;
+pub(crate) mod rope;
 pub(crate) mod sampling;
 pub(crate) mod scratch;
 pub(crate) mod vector;
