@@ -7,7 +7,6 @@ mod cli;
 mod commands;
 mod device;
 mod failure;
-mod files;
 mod glob;
 mod interrupt;
 mod output;

@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use kernelry::{Buffer, Context, DType, Error, FileMap};
-use safetensors::tensor::{Dtype, TensorView};
+use kernelry::safetensors::{NewTensor, SafeTensors, StoredType, save};
+use kernelry::{Buffer, Context, DType, Error};
 use serde::Serialize;
 
 use crate::failure::{CliResult, Failure};
-use crate::files;
 
 /// A tensor in host memory.
 pub(crate) struct HostTensor {
@@ -80,44 +79,23 @@ fn widen(dtype: DType, bytes: &[u8]) -> f64 {
     }
 }
 
-/// Dtypes of the format that have a counterpart here.
-const DTYPES: &[(Dtype, DType)] = &[
-    (Dtype::F32, DType::F32),
-    (Dtype::F16, DType::F16),
-    (Dtype::BF16, DType::BF16),
-    (Dtype::U8, DType::U8),
-    (Dtype::BOOL, DType::U8),
-    (Dtype::I8, DType::I8),
-    (Dtype::U16, DType::U16),
-    (Dtype::U32, DType::U32),
-    (Dtype::I32, DType::I32),
-    (Dtype::I64, DType::I64),
-    (Dtype::U64, DType::U64),
-];
-
 /// Every tensor of a file.
 pub(crate) fn read(path: &Path) -> CliResult<Vec<HostTensor>> {
-    let map = FileMap::open(path)?;
-    let broken = |problem: String| Failure::runtime(format!("{}: not a safetensors file: {problem}", path.display()));
-    let file = safetensors::SafeTensors::deserialize(map.as_bytes()).map_err(|e| broken(e.to_string()))?;
+    let broken = |e: Error| Failure::file(path, &e);
+    let file = SafeTensors::open(path).map_err(broken)?;
     let mut tensors = Vec::new();
-    for (name, view) in file.tensors() {
-        let Some((_, dtype)) = DTYPES.iter().find(|(d, _)| *d == view.dtype()) else {
-            return Err(Failure::runtime(format!("{}: tensor `{name}`: no kernel takes dtype {:?}", path.display(), view.dtype())));
-        };
-        tensors.push(HostTensor { name, dtype: *dtype, shape: view.shape().to_vec(), bytes: view.data().to_vec() });
+    for info in file.tensors() {
+        // Kernels take masks as bytes.
+        let dtype = if info.ty == StoredType::Bool { DType::U8 } else { info.dtype().map_err(broken)? };
+        let bytes = file.tensor_bytes(&info.name).map_err(broken)?.to_vec();
+        tensors.push(HostTensor { name: info.name.clone(), dtype, shape: info.shape.clone(), bytes });
     }
     Ok(tensors)
 }
 
 /// Writes a file of these tensors, whole or not at all.
 pub(crate) fn write(path: &Path, tensors: &[HostTensor]) -> CliResult {
-    let failed = |e: &dyn std::fmt::Display| Failure::runtime(format!("{}: {e}", path.display()));
-    let mut views = Vec::new();
-    for t in tensors {
-        let Some((dtype, _)) = DTYPES.iter().find(|(_, d)| *d == t.dtype) else { continue };
-        views.push((t.name.as_str(), TensorView::new(*dtype, t.shape.clone(), &t.bytes).map_err(|e| failed(&e))?));
-    }
-    let bytes = safetensors::serialize(views, None).map_err(|e| failed(&e))?;
-    files::write_whole(path, |file| std::io::Write::write_all(file, &bytes))
+    let list: Vec<NewTensor<'_>> =
+        tensors.iter().map(|t| NewTensor { name: &t.name, dtype: t.dtype, shape: &t.shape, bytes: &t.bytes }).collect();
+    save(path, &list, &[]).map_err(|e| Failure::file(path, &e))
 }

@@ -6,9 +6,10 @@ mod common;
 use std::path::Path;
 
 use common::{files, kernelry_in};
+use kernelry::DType;
 use kernelry::gguf::{GgufFile, GgufWriter};
 use kernelry::quant::{GgmlType, dequantize_to_vec, quantize};
-use safetensors::tensor::{Dtype, TensorView};
+use kernelry::safetensors::{NewTensor, save};
 
 /// Tensors of a small model: name, shape.
 const TENSORS: &[(&str, &[usize])] = &[
@@ -79,13 +80,9 @@ fn inspect_gguf() {
 #[test]
 fn inspect_safetensors() {
     let dir = tempfile::tempdir().unwrap();
-    let bytes = [0u8; 12];
-    let views = [
-        ("b", TensorView::new(Dtype::F32, vec![1, 2], &bytes[..8]).unwrap()),
-        ("a", TensorView::new(Dtype::BF16, vec![2], &bytes[8..]).unwrap()),
-    ];
-    let extra = Some([("made by".to_owned(), "a test".to_owned())].into());
-    std::fs::write(dir.path().join("t.safetensors"), safetensors::serialize(views, extra).unwrap()).unwrap();
+    let a = NewTensor { name: "a", dtype: DType::BF16, shape: &[2], bytes: &[0; 4] };
+    let b = NewTensor { name: "b", dtype: DType::F32, shape: &[1, 2], bytes: &[0; 8] };
+    save(dir.path().join("t.safetensors"), &[a, b], &[("made by", "a test")]).unwrap();
     let report = kernelry_in(dir.path(), &["inspect", "t.safetensors", "--json"]).ok().json();
     assert_eq!(report["format"], "safetensors");
     assert_eq!(report["metadata"]["made by"], "a test");
@@ -93,13 +90,16 @@ fn inspect_safetensors() {
     assert_eq!((&first["name"], &first["type"], &first["bytes"]), (&"b".into(), &"F32".into(), &8.into()));
     let offset = first["offset"].as_u64().unwrap() as usize;
     assert_eq!(offset + 12, report["file_bytes"].as_u64().unwrap() as usize);
+    // A folder with a model is read as one.
+    std::fs::rename(dir.path().join("t.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    assert_eq!(kernelry_in(dir.path(), &["inspect", ".", "--json"]).ok().json()["tensors"], report["tensors"]);
 }
 
 #[test]
 fn inspect_refuses_what_it_cannot_read() {
     let dir = folder();
     kernelry_in(dir.path(), &["inspect", "none.gguf"]).fails(1, "none.gguf: ");
-    kernelry_in(dir.path(), &["inspect", "."]).fails(1, "directory");
+    kernelry_in(dir.path(), &["inspect", "."]).fails(1, "model.safetensors: ");
     kernelry_in(dir.path(), &["inspect", "m.gguf", "--tensor", "nothing"]).fails(2, "no tensor of m.gguf matches `nothing`");
     std::fs::write(dir.path().join("text.txt"), "just text, long enough for a header").unwrap();
     kernelry_in(dir.path(), &["inspect", "text.txt"]).fails(1, "text.txt: not a GGUF or safetensors file");

@@ -26,7 +26,7 @@ impl AtomicFile {
         temporary.push(name);
         temporary.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
         let temporary = target.with_file_name(temporary);
-        let file = OpenOptions::new().write(true).create_new(true).open(&temporary).map_err(|e| Error::io(&temporary, e))?;
+        let file = OpenOptions::new().write(true).create_new(true).open(&temporary).map_err(|e| Error::io(target, e))?;
         Ok(AtomicFile { file: Some(BufWriter::with_capacity(1 << 20, file)), temporary, target: target.to_owned() })
     }
 

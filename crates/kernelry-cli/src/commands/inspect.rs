@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 
 use kernelry::FileMap;
 use kernelry::gguf::{Array, GgufFile, Limits, Value};
-use safetensors::SafeTensors;
+use kernelry::safetensors::SafeTensors;
 use serde::Serialize;
 
 use crate::failure::{CliResult, Failure};
 use crate::output::{Output, human_bytes};
 
-/// Show the metadata and tensors of a GGUF or safetensors file
+/// Show the metadata and tensors of a GGUF or safetensors file, or of a folder with a safetensors model
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The file
+    /// The file or folder
     file: PathBuf,
     /// Only tensors whose names match, with `*` for any text and `?` for one character
     #[arg(long, value_name = "GLOB")]
@@ -50,7 +50,9 @@ struct Tensor {
     name: String,
     r#type: String,
     shape: Vec<usize>,
-    /// First byte in the file.
+    /// Which file of a model in several, from 0.
+    shard: usize,
+    /// First byte in that file.
     offset: usize,
     bytes: usize,
 }
@@ -88,12 +90,18 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
 }
 
 fn read(path: &Path) -> CliResult<Report> {
-    let map = FileMap::open(path)?;
     let named = |extension: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension));
-    let mut report = if map.as_bytes().starts_with(b"GGUF") || named("gguf") {
-        gguf(path, map)?
+    let mut report = if path.is_dir() || named("json") {
+        safetensors(path, &SafeTensors::open(path).map_err(|e| Failure::file(path, &e))?)
     } else {
-        safetensors(path, &map, named("safetensors"))?
+        let map = FileMap::open(path)?;
+        if map.as_bytes().starts_with(b"GGUF") || named("gguf") {
+            gguf(path, map)?
+        } else {
+            let kind = if named("safetensors") { "a safetensors file" } else { "a GGUF or safetensors file" };
+            let broken = |e| Failure::runtime(format!("{}: not {kind}: {e}", path.display()));
+            safetensors(path, &SafeTensors::from_map(map).map_err(broken)?)
+        }
     };
     for tensor in &report.tensors {
         let count = report.types.entry(tensor.r#type.clone()).or_default();
@@ -111,6 +119,7 @@ fn gguf(path: &Path, map: FileMap) -> CliResult<Report> {
         name: t.name.clone(),
         r#type: t.ty.to_string(),
         shape: t.shape.clone(),
+        shard: 0,
         offset: t.range.start,
         bytes: t.bytes(),
     });
@@ -127,36 +136,32 @@ fn gguf(path: &Path, map: FileMap) -> CliResult<Report> {
     })
 }
 
-fn safetensors(path: &Path, map: &FileMap, by_name: bool) -> CliResult<Report> {
-    let bytes = map.as_bytes();
-    let broken = |e: &dyn std::fmt::Display| {
-        let kind = if by_name { "a safetensors file" } else { "a GGUF or safetensors file" };
-        Failure::runtime(format!("{}: not {kind}: {e}", path.display()))
-    };
-    let file = SafeTensors::deserialize(bytes).map_err(|e| broken(&e))?;
-    let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| broken(&e))?;
-    // The header is preceded by its length in eight bytes.
-    let data_start = header + 8;
-    let mut tensors: Vec<Tensor> = Vec::new();
-    for (name, view) in file.tensors() {
-        let offset = metadata.info(&name).map_or(0, |info| info.data_offsets.0);
-        let (r#type, shape, bytes) = (format!("{:?}", view.dtype()), view.shape().to_vec(), view.data().len());
-        tensors.push(Tensor { name, r#type, shape, offset: data_start + offset, bytes });
-    }
-    tensors.sort_by_key(|t| t.offset);
-    let mut pairs: Vec<(String, String)> = metadata.metadata().clone().unwrap_or_default().into_iter().collect();
-    pairs.sort();
-    Ok(Report {
+fn safetensors(path: &Path, file: &SafeTensors) -> Report {
+    let mut tensors: Vec<Tensor> = file
+        .tensors()
+        .iter()
+        .map(|t| Tensor {
+            name: t.name.clone(),
+            r#type: t.ty.name().to_owned(),
+            shape: t.shape.clone(),
+            shard: t.shard,
+            offset: t.range.start,
+            bytes: t.range.len(),
+        })
+        .collect();
+    tensors.sort_by_key(|t| (t.shard, t.offset));
+    let pairs = file.metadata().iter();
+    Report {
         file: path.to_owned(),
         format: "safetensors",
         version: None,
-        file_bytes: bytes.len(),
+        file_bytes: file.mappings().iter().map(|m| m.as_bytes().len()).sum(),
         parameters: 0,
         types: BTreeMap::new(),
-        metadata: pairs.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect(),
+        metadata: pairs.clone().map(|(k, v)| (k.clone(), v.clone().into())).collect(),
         tensors,
-        lines: pairs.into_iter().map(|(k, v)| [k, "string".into(), Value::String(v).to_string()]).collect(),
-    })
+        lines: pairs.map(|(k, v)| [k.clone(), "string".into(), Value::String(v.clone()).to_string()]).collect(),
+    }
 }
 
 fn type_name(value: &Value) -> String {
