@@ -1,1 +1,3 @@
 //! Language models on Kernelry ops.
+
+pub mod tokenizer;
