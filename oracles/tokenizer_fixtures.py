@@ -6,6 +6,7 @@ hard texts, and the words their regex engine cuts for each pre-tokenizer.
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import sentencepiece
@@ -90,6 +91,8 @@ DEEPSEEK3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# The letters of scripts with case, as the published tokenizer lists them.
+CASED_SCRIPTS = "A-Za-z\xb5\xc0-\xd6\xd8-\xf6\xf8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 PRE = {
     "default": [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
     "gpt-2": [GPT2],
@@ -100,13 +103,20 @@ PRE = {
     "gpt-4o": [GPT4O],
     "smollm": [r"\p{N}", GPT2],
     "falcon": [r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]"],
+    "deepseek-llm": [
+        r"[\r\n]",
+        rf"\s?[{CASED_SCRIPTS}]+",
+        r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+        r"\s+$",
+        "[一-龥ࠀ-一가-\ud7ff]+",
+        r"\p{N}+",
+    ],
     "deepseek-coder": [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}"],
     "deepseek-v3": [r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3],
     "bloom": [" ?[^(\\s|.,!?…。，、।۔،)]+"],
     "seed-coder": [CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"],
 }
 NFC = {"qwen2", "qwen35"}
-# The regex engine of the oracle knows these two from another version of Unicode, or not at all.
 
 
 def splitter(stages):
@@ -169,7 +179,7 @@ def gemma4():
         [pre_tokenizers.Split(Regex(r"\n+"), "isolated"), pre_tokenizers.Split("▁", "merged_with_next")]
     )
     specials = ["<pad>", "<eos>", "<bos>", "<unk>"] + [f"<0x{b:02X}>" for b in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=760, special_tokens=specials, limit_alphabet=160, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=specials, show_progress=False)
     tokenizer.train_from_iterator([CORPUS], trainer)
     data = json.loads(tokenizer.to_str())
     data["added_tokens"] = [t for t in data["added_tokens"] if not t["content"].startswith("<0x")]
@@ -224,13 +234,23 @@ def sentence_piece():
 
 
 def word_piece():
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=700, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], limit_alphabet=200, show_progress=False
-    )
-    tokenizer.train_from_iterator([CORPUS], trainer)
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(CORPUS)))
+    # The trainer of the library breaks ties at random, so the vocabulary is put together here: characters, beginnings and ends of words.
+    pieces = Counter()
+    for word, count in words.items():
+        for n in range(2, 6):
+            pieces[word[:n]] += count
+            if len(word) > n:
+                pieces["##" + word[-n:]] += count
+    frequent = sorted(pieces, key=lambda p: (-pieces[p], p))[:500]
+    letters = sorted({c for word in words for c in word if c not in "狸狗ग"})
+    vocab = specials + letters + ["##" + c for c in letters] + frequent
+    ids = {token: i for i, token in enumerate(dict.fromkeys(vocab))}
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.add_special_tokens(specials)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     spec = spec_of(tokenizer, "bert", None, {t: 3 for t in ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]} | {"[UNK]": 2}, bos=2, eos=3, unk=1, pad=0)
     special = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}

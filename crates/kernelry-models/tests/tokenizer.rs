@@ -132,3 +132,20 @@ fn pre_tokenizers_cut_as_the_published_expressions() {
     }
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
+
+/// The tokenizer of a GGUF file, by its metadata alone.
+#[test]
+fn from_a_gguf_file() {
+    let path = format!("{}/tests/fixtures/tiny/qwen3.gguf", env!("CARGO_MANIFEST_DIR"));
+    let file = kernelry::gguf::GgufFile::open(path).unwrap();
+    let tokenizer = Tokenizer::new(TokenizerSpec::from_gguf(&file).unwrap()).unwrap();
+    assert_eq!(tokenizer.vocab_size(), 120);
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(0), Some(1)));
+    assert_eq!(tokenizer.end_of_generation(), [1, 3]);
+    let ids = tokenizer.encode_prompt("the thing and hi<|im_end|>", Specials::Parse).unwrap();
+    let raw: Vec<&str> = ids.iter().map(|&id| tokenizer.raw_token(id).unwrap()).collect();
+    assert_eq!(raw, ["<|bos|>", "the", "Ġt", "hi", "n", "g", "Ġand", "Ġ", "hi", "<|im_end|>"]);
+    assert_eq!(tokenizer.decode(&ids, true).unwrap(), "the thing and hi");
+    // This vocabulary lacks most bytes and has no unknown token.
+    assert!(tokenizer.encode("é", Specials::AsText).unwrap_err().to_string().contains("0xc3"));
+}

@@ -1,5 +1,6 @@
 //! What a tokenizer is made from: the `tokenizer.ggml.*` keys of a GGUF file as a plain struct.
 
+use kernelry::gguf::GgufFile;
 use kernelry::{Error, Result};
 
 /// Kind of a vocabulary entry (`tokenizer.ggml.token_type`).
@@ -77,6 +78,45 @@ pub(crate) fn bad(key: &str, problem: impl Into<String>) -> Error {
 }
 
 impl TokenizerSpec {
+    /// Reads the `tokenizer.ggml.*` keys of a file. Keys that it does not have stay unset; [`Tokenizer::new`](super::Tokenizer::new)
+    /// says which of them it needs.
+    ///
+    /// # Errors
+    /// [`Error::Format`] that names the key, for a key of another type than expected and for a file without `tokenizer.ggml.model` or
+    /// `tokenizer.ggml.tokens`.
+    pub fn from_gguf(file: &GgufFile) -> Result<TokenizerSpec> {
+        let id = |key: &str| -> Result<Option<u32>> {
+            // Some converters write an absent token as the largest number or as −1.
+            let value: Option<i64> = file.find(&format!("tokenizer.ggml.{key}_token_id"))?;
+            Ok(value.filter(|&v| v != -1 && v != i64::from(u32::MAX)).map(|v| u32::try_from(v).unwrap_or(u32::MAX)))
+        };
+        let flag = |key: &str| file.find::<bool>(&format!("tokenizer.ggml.{key}"));
+        let strings = |key: &str| -> Result<Option<Vec<String>>> {
+            let found: Option<&[String]> = file.find(&format!("tokenizer.ggml.{key}"))?;
+            Ok(found.map(<[String]>::to_vec))
+        };
+        let bert = file.get::<&str>("tokenizer.ggml.model")? == "bert";
+        Ok(TokenizerSpec {
+            model: file.get::<&str>("tokenizer.ggml.model")?.to_owned(),
+            pre: file.find::<&str>("tokenizer.ggml.pre")?.map(str::to_owned),
+            tokens: strings("tokens")?.ok_or_else(|| bad("tokens", "missing"))?,
+            scores: file.find("tokenizer.ggml.scores")?.unwrap_or_default(),
+            token_types: file.find("tokenizer.ggml.token_type")?.unwrap_or_default(),
+            merges: strings("merges")?.unwrap_or_default(),
+            bos: if bert { id("cls")?.or(id("bos")?) } else { id("bos")? },
+            // The key of the separator has always been misspelt in files.
+            eos: if bert { id("seperator")?.or(id("eos")?) } else { id("eos")? },
+            eot: id("eot")?,
+            eom: id("eom")?,
+            unk: id("unknown")?,
+            pad: id("padding")?,
+            add_bos: flag("add_bos_token")?,
+            add_eos: flag("add_eos_token")?,
+            add_space_prefix: flag("add_space_prefix")?,
+            lowercase: flag("normalizer.lowercase")?,
+        })
+    }
+
     /// Checks lengths and ids, and gives the kind of each token.
     pub(crate) fn kinds(&self) -> Result<Vec<TokenKind>> {
         let n = self.tokens.len();
