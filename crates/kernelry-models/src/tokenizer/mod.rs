@@ -352,7 +352,7 @@ impl Tokenizer {
                     let ids = word.bytes().filter_map(|byte| {
                         let id = bytes.get(usize::from(byte)).copied().flatten().or(self.unk);
                         if id.is_none() {
-                            missing = Some(byte);
+                            missing = missing.or(Some(byte));
                         }
                         id
                     });

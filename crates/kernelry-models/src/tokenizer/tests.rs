@@ -162,3 +162,31 @@ fn long_words_and_runs_take_linear_memory_and_time() {
     let text = "ab".repeat(1 << 18);
     assert_eq!(tokenizer.decode(&tokenizer.encode(&text, Specials::Parse).unwrap(), false).unwrap(), text);
 }
+
+/// Time to load a vocabulary of 150 000 and to encode with it; run with `cargo test --release -- --ignored --nocapture time_to_load`.
+#[test]
+#[ignore = "a measurement"]
+fn time_to_load() {
+    let mut tokens = bytes();
+    let mut merges = Vec::new();
+    let letters: Vec<String> = tokens.iter().filter(|t| t.chars().all(|c| c.is_ascii_lowercase() || c == 'Ġ')).cloned().collect();
+    let mut level = letters.clone();
+    while tokens.len() < 150_000 {
+        let mut next = Vec::new();
+        for (left, right) in level.iter().flat_map(|l| letters.iter().map(move |r| (l, r))).take(150_000 - tokens.len()) {
+            merges.push(format!("{left} {right}"));
+            next.push(format!("{left}{right}"));
+        }
+        tokens.extend(next.iter().cloned());
+        level = next;
+    }
+    let spec = TokenizerSpec { model: "gpt2".into(), pre: Some("llama-bpe".into()), tokens, merges, ..Default::default() };
+    let start = std::time::Instant::now();
+    let tokenizer = Tokenizer::new(spec).unwrap();
+    println!("load: {:?}", start.elapsed());
+    let text = "the quick brown fox jumps over the lazy dog, and 12345 more; ".repeat(20_000);
+    let start = std::time::Instant::now();
+    let ids = tokenizer.encode(&text, Specials::Parse).unwrap();
+    let seconds = start.elapsed().as_secs_f64();
+    println!("encode: {:.1} MB/s, {} tokens", text.len() as f64 / 1e6 / seconds, ids.len());
+}
