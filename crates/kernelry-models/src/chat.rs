@@ -307,6 +307,15 @@ mod tests {
     }
 
     #[test]
+    fn deep_values_are_errors() {
+        let text = "{% set ns = namespace(x=[]) %}{% for i in range(300) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}";
+        for text in [text.to_owned(), text.replace("{{ ns.x }}", "{{ ns.x | tojson }}")] {
+            let error = template(&text).render(&ChatInput::default()).unwrap_err().to_string();
+            assert!(error.contains("nested more than 128 deep"), "{error}");
+        }
+    }
+
+    #[test]
     fn the_first_source_given_wins() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("t.jinja");

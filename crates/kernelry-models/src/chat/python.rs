@@ -41,13 +41,23 @@ fn to_str(value: &Value) -> Result<String, Error> {
         None if value.is_undefined() => Ok(String::new()),
         None => {
             let mut out = String::new();
-            repr(&mut out, value)?;
+            repr(&mut out, value, 0)?;
             Ok(out)
         }
     }
 }
 
-fn repr(out: &mut String, value: &Value) -> Result<(), Error> {
+/// A template can nest a value without end, and printing recurses.
+fn check_depth(depth: usize) -> Result<(), Error> {
+    const DEEPEST: usize = 128;
+    if depth <= DEEPEST {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidOperation, format!("value: got one nested more than {DEEPEST} deep")))
+}
+
+fn repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+    check_depth(depth)?;
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::None => out.push_str("None"),
@@ -58,7 +68,7 @@ fn repr(out: &mut String, value: &Value) -> Result<(), Error> {
             out.push('[');
             for (i, item) in value.try_iter()?.enumerate() {
                 out.push_str(if i == 0 { "" } else { ", " });
-                repr(out, &item)?;
+                repr(out, &item, depth + 1)?;
             }
             out.push(']');
         }
@@ -66,9 +76,9 @@ fn repr(out: &mut String, value: &Value) -> Result<(), Error> {
             out.push('{');
             for (i, key) in value.try_iter()?.enumerate() {
                 out.push_str(if i == 0 { "" } else { ", " });
-                repr(out, &key)?;
+                repr(out, &key, depth + 1)?;
                 out.push_str(": ");
-                repr(out, &value.get_item(&key)?)?;
+                repr(out, &value.get_item(&key)?, depth + 1)?;
             }
             out.push('}');
         }
@@ -161,9 +171,7 @@ impl Style {
     }
 
     fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > 128 {
-            return Err(Error::new(ErrorKind::InvalidOperation, "tojson: got a value nested more than 128 deep"));
-        }
+        check_depth(depth)?;
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -242,7 +250,7 @@ impl Style {
                 '\t' => out.push_str("\\t"),
                 '\u{8}' => out.push_str("\\b"),
                 '\u{c}' => out.push_str("\\f"),
-                c if (c as u32) < 0x20 || (self.ascii && c as u32 >= 0x7F && !(c as u32 == 0x7F)) => {
+                c if (c as u32) < 0x20 || (self.ascii && c as u32 >= 0x7F) => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
                         out.push_str(&format!("\\u{unit:04x}"));
                     }
@@ -325,7 +333,7 @@ pub(super) fn strftime(format: &str, seconds: u64) -> String {
 
 /// Year, month, day of month and day of year (all from 1) of a day counted from 1970-01-01.
 fn civil(days: u64) -> (u64, u64, u64, u64) {
-    let leap = |y: u64| (y % 4 == 0 && y % 100 != 0) || y % 400 == 0;
+    let leap = |y: u64| (y.is_multiple_of(4) && !y.is_multiple_of(100)) || y.is_multiple_of(400);
     // Whole cycles of 400 years have 146 097 days, so that a far date does not walk through every year.
     let (mut year, mut rest) = (1970 + days / 146_097 * 400, days % 146_097);
     while rest >= 365 + u64::from(leap(year)) {
