@@ -66,6 +66,22 @@ fn reads_what_the_python_package_writes() {
     }
 }
 
+/// The same metadata and tensors in the same order give the same file, byte for byte.
+#[test]
+fn writes_what_the_python_package_writes() {
+    let original = fixture("library.gguf");
+    let file = GgufFile::from_bytes(&original[..]).unwrap();
+    let mut writer = GgufWriter::new();
+    for (key, value) in file.metadata() {
+        writer.set(key, value.clone()).unwrap();
+    }
+    for info in file.tensors() {
+        writer.tensor(&info.name, info.ty, &info.shape).unwrap();
+    }
+    let data: Vec<&[u8]> = file.tensors().iter().map(|info| file.tensor_bytes(&info.name).unwrap()).collect();
+    assert!(writer.to_bytes(&data).unwrap() == original);
+}
+
 #[test]
 fn reads_nested_and_empty_arrays_scalars_and_other_alignments() {
     let file = GgufFile::open(fixture_path("handmade.gguf")).unwrap();

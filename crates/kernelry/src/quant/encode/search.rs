@@ -14,18 +14,32 @@ pub(super) fn nearest(v: f32) -> f32 {
 /// The code of `v` for an inverse scale.
 #[inline(always)]
 pub(super) fn code(v: f32, inverse: f32, low: f32, high: f32) -> f32 {
-    nearest((v * inverse).max(low).min(high))
+    let v = v * inverse;
+    // Comparisons instead of `f32::clamp`, which spends instructions on NaN; here a NaN becomes `low`.
+    let v = if v > low { v } else { low };
+    nearest(if v < high { v } else { high })
+}
+
+/// Sum over the positions of a group. Eight partial sums let the loop use vector registers, which a strictly ordered float sum forbids.
+#[inline(always)]
+fn sum<const N: usize>(term: impl Fn(usize) -> f32) -> f32 {
+    const { assert!(N.is_multiple_of(8)) };
+    let mut partial = [0.0f32; 8];
+    for chunk in 0..N / 8 {
+        for (lane, partial) in partial.iter_mut().enumerate() {
+            *partial += term(8 * chunk + lane);
+        }
+    }
+    partial.iter().sum()
 }
 
 /// Weighted squared error of `scale * q - min` with the best codes in `low..=high`.
 pub(super) fn error<const N: usize>(x: &[f32; N], w: &[f32; N], scale: f32, min: f32, low: f32, high: f32) -> f32 {
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let mut sum = 0.0;
-    for (&v, &w) in x.iter().zip(w) {
-        let diff = scale * code(v + min, inverse, low, high) - min - v;
-        sum += w * diff * diff;
-    }
-    sum
+    sum::<N>(|i| {
+        let diff = scale * code(x[i] + min, inverse, low, high) - min - x[i];
+        w[i] * diff * diff
+    })
 }
 
 /// Best `scale` for `x = scale * q` with integer `q` in `low..=high`, where `low` has the larger magnitude.
@@ -40,12 +54,9 @@ pub(super) fn fit_symmetric<const N: usize>(x: &[f32; N], w: &[f32; N], low: f32
     let (mut scale, mut gain) = (peak / low, 0.0);
     for step in -9i8..=9 {
         let inverse = (low + 0.1 * f32::from(step)) / peak;
-        let (mut xq, mut qq) = (0.0f32, 0.0f32);
-        for (&v, &w) in x.iter().zip(w) {
-            let q = code(v, inverse, low, high);
-            xq += w * v * q;
-            qq += w * q * q;
-        }
+        let q: [f32; N] = std::array::from_fn(|i| code(x[i], inverse, low, high));
+        let xq = sum::<N>(|i| w[i] * q[i] * x[i]);
+        let qq = sum::<N>(|i| w[i] * q[i] * q[i]);
         if qq > 0.0 && xq * xq > gain * qq {
             (scale, gain) = (xq / qq, xq * xq / qq);
         }
@@ -62,19 +73,16 @@ pub(super) fn fit_affine<const N: usize>(x: &[f32; N], w: &[f32; N], high: f32) 
     if range < NEGLIGIBLE {
         return (0.0, -lo);
     }
-    let sum_w: f32 = w.iter().sum();
-    let sum_x: f32 = x.iter().zip(w).map(|(v, w)| v * w).sum();
+    let sum_w = sum::<N>(|i| w[i]);
+    let sum_x = sum::<N>(|i| w[i] * x[i]);
     let mut best = (range / high, -lo);
     let mut least = error(x, w, best.0, best.1, 0.0, high);
     for step in -10i8..=10 {
         let inverse = (high + 0.1 * f32::from(step)) / range;
-        let (mut q1, mut q2, mut xq) = (0.0f32, 0.0f32, 0.0f32);
-        for (&v, &w) in x.iter().zip(w) {
-            let q = code(v - lo, inverse, 0.0, high);
-            q1 += w * q;
-            q2 += w * q * q;
-            xq += w * v * q;
-        }
+        let q: [f32; N] = std::array::from_fn(|i| code(x[i] - lo, inverse, 0.0, high));
+        let q1 = sum::<N>(|i| w[i] * q[i]);
+        let q2 = sum::<N>(|i| w[i] * q[i] * q[i]);
+        let xq = sum::<N>(|i| w[i] * q[i] * x[i]);
         let det = sum_w * q2 - q1 * q1;
         if det <= 0.0 {
             continue;
