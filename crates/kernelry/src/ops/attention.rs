@@ -10,7 +10,11 @@ use crate::conformance::attention as oracle;
 use crate::{Buffer, DType, Encoder, Error, Result};
 
 mod mask;
+mod split;
+mod tiled;
 pub use mask::{AttentionMask, AttentionMaskParams};
+pub use split::{FlashAttnReduceParams, FlashAttnRingParams, FlashAttnVecParams};
+pub use tiled::SteelAttentionParams;
 
 /// Largest head that any kernel of the family takes.
 const MAX_HEAD_DIM: u32 = 512;
@@ -32,6 +36,30 @@ crate::params! {
         kv_capacity: u32,
         /// 1 if a query attends no later key, else 0
         do_causal: u32,
+        /// factor of the scores
+        scale: f32,
+        /// valid keys
+        kv_seq_len: StepU32,
+    }
+}
+
+crate::params! {
+    /// Parameters of direct causal attention over a window.
+    pub struct SdpaSlidingParams {
+        /// sequences
+        batch: u32,
+        /// query heads
+        n_heads: u32,
+        /// key and value heads
+        n_kv_heads: u32,
+        /// elements of a head
+        head_dim: u32,
+        /// queries of a sequence
+        seq_len: u32,
+        /// slots of a KV head; 0 means `kv_seq_len`
+        kv_capacity: u32,
+        /// keys attended before the query's own: one less than the window of every other kernel
+        window_size: u32,
         /// factor of the scores
         scale: f32,
         /// valid keys
@@ -202,6 +230,30 @@ fn sdpa_entry(name: &'static str, dtype: DType, run: CpuFn) -> Kernel {
         .build()
 }
 
+fn sliding_entry(name: &'static str, dtype: DType) -> Kernel {
+    let bound = if dtype == DType::F32 { F32_BOUND } else { "|err| ≤ 1e-2·max|v| + 2e-2·|o|" };
+    Kernel::builder(name, Family::Attention, "o = softmax(scale · q kᵀ) v, causal, over the query's own key and window_size before it")
+        .params::<SdpaSlidingParams>()
+        .input("q", dtype, "batch n_heads seq_len head_dim")
+        .input("k", dtype, "batch n_kv_heads max(kv_capacity,kv_seq_len) head_dim")
+        .input("v", dtype, "batch n_kv_heads max(kv_capacity,kv_seq_len) head_dim")
+        .output("out", dtype, "batch n_heads seq_len head_dim")
+        .check(|p: &SdpaSlidingParams| {
+            let keys = p.kv_seq_len.max();
+            check_heads(p.n_heads, p.n_kv_heads, p.head_dim, 1)?;
+            check_keys(keys, if p.kv_capacity == 0 { keys } else { p.kv_capacity })?;
+            check_queries(p.seq_len, keys)?;
+            check_floats(p.scale, 0.0)
+        })
+        .class("f32 accumulation", bound)
+        .flops(|p: &SdpaSlidingParams| {
+            let window = p.window_size.saturating_add(1);
+            4.0 * product(&[p.batch, p.n_heads, p.head_dim]) * pairs(p.seq_len, p.kv_seq_len.max(), true, window)
+        })
+        .geometry(|p: &SdpaSlidingParams| Geometry { groups: [p.seq_len.div_ceil(32), p.n_heads, p.batch], threads: [128, 1, 1] })
+        .build()
+}
+
 fn cache_bindings(entry: KernelBuilder, cache: DType, queries: &'static str) -> KernelBuilder {
     entry
         .input("q", DType::F32, queries)
@@ -306,6 +358,9 @@ pub(crate) fn kernels() -> Vec<Kernel> {
         softmax_entry("scale_mask_softmax_f32_v4"),
     ];
     list.extend(mask::kernels());
+    list.extend(tiled::kernels());
+    list.extend(split::kernels());
+    list.extend([sliding_entry("sdpa_sliding", F32), sliding_entry("sdpa_sliding_bf16", BF16)]);
     list
 }
 

@@ -96,6 +96,34 @@ crate::params! {
     }
 }
 
+crate::params! {
+    /// Parameters of the split of fused projections.
+    pub struct QkvSplitParams {
+        /// rows
+        seq_len: u32,
+        /// columns of the first part
+        q_dim: u32,
+        /// columns of the second part
+        k_dim: u32,
+        /// columns of the third part
+        v_dim: u32,
+    }
+}
+
+crate::params! {
+    /// Parameters of repeated heads.
+    pub struct RepeatTiledParams {
+        /// tokens
+        seq_len: u32,
+        /// heads of the source
+        n_groups: u32,
+        /// heads of the result, a multiple of `n_groups`
+        n_heads: u32,
+        /// elements of a head
+        head_dim: u32,
+    }
+}
+
 fn product(sizes: &[u32]) -> u64 {
     sizes.iter().fold(1u64, |n, &d| n.saturating_mul(u64::from(d)))
 }
@@ -249,12 +277,42 @@ fn copy_entries() -> Vec<Kernel> {
     ]
 }
 
+fn split_entries() -> Vec<Kernel> {
+    use DType::F32;
+    vec![
+        copy("qkv_split_f32", "q, k, v = columns [0, q_dim), [q_dim, q_dim + k_dim) and the rest of x")
+            .params::<QkvSplitParams>()
+            .input("x", F32, "seq_len q_dim+k_dim+v_dim")
+            .output("q", F32, "seq_len q_dim")
+            .output("k", F32, "seq_len k_dim")
+            .output("v", F32, "seq_len v_dim")
+            .geometry(|p: &QkvSplitParams| {
+                let row = p.q_dim.saturating_add(p.k_dim).saturating_add(p.v_dim);
+                elements(product(&[p.seq_len, row]))
+            })
+            .build(),
+        copy("repeat_tiled_f32", "out[t, h, d] = x[t, h mod n_groups, d]")
+            .params::<RepeatTiledParams>()
+            .input("x", F32, "seq_len n_groups head_dim")
+            .output("out", F32, "seq_len n_heads head_dim")
+            .check(|p: &RepeatTiledParams| {
+                if p.n_groups != 0 && !p.n_heads.is_multiple_of(p.n_groups) {
+                    return Err(format!("n_heads: got {}, expected a multiple of n_groups = {}", p.n_heads, p.n_groups));
+                }
+                Ok(())
+            })
+            .geometry(|p: &RepeatTiledParams| elements(product(&[p.seq_len, p.n_heads, p.head_dim])))
+            .build(),
+    ]
+}
+
 /// Catalogue entries of the family.
 pub(crate) fn kernels() -> Vec<Kernel> {
     let mut list = embedding_entries();
     list.extend(TABLES.iter().map(get_rows_entry));
     list.extend(permute_entries());
     list.extend(copy_entries());
+    list.extend(split_entries());
     list
 }
 
