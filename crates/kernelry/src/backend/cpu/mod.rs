@@ -15,6 +15,8 @@ pub(crate) mod quantized;
 pub(crate) mod rope;
 pub(crate) mod sampling;
 pub(crate) mod scratch;
+#[allow(dead_code, reason = "vector operations for families that do not use them yet")]
+pub(crate) mod simd;
 pub(crate) mod vector;
 
 use std::any::Any;

@@ -1,0 +1,100 @@
+//! Activations as the cores want them.
+
+use rayon::prelude::*;
+
+use super::format::STEP;
+
+/// Elements below which preparing them is not worth a second thread.
+const SERIAL: usize = 1 << 17;
+
+/// Rows of activations in 8 bits: `x ≈ scale · code`, one scale for each 32 values.
+pub(super) struct Rounded {
+    /// `[m, padded / 4]`, four signed bytes in each; zero past the end of a row.
+    pub codes: Vec<u32>,
+    /// `[m, padded / group]`: a scale of a block, twice if groups are of 16.
+    pub scales: Vec<f32>,
+    /// Sums of the codes of each group, laid out as `scales`.
+    pub sums: Vec<i32>,
+    /// Row length, a whole number of steps.
+    pub padded: usize,
+}
+
+/// Rounds one block of up to 32 values. Returns its scale: NaN if a value is not finite, zero if all are too small to matter.
+#[inline(always)]
+fn round_block(x: &[f32], codes: &mut [i8]) -> f32 {
+    // Bits of absolute values order as the values do, with infinity and NaN on top; the loop stays in integers and vectorises.
+    let largest = x.iter().fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
+    if largest >= f32::INFINITY.to_bits() {
+        codes.fill(0);
+        return f32::NAN;
+    }
+    let largest = f32::from_bits(largest);
+    if largest < 1e-36 {
+        codes.fill(0);
+        return 0.0;
+    }
+    let inverse = 127.0 / largest;
+    for (q, v) in codes.iter_mut().zip(x) {
+        // Adding 1.5 · 2^23 leaves the nearest integer in the low bits, ties to even.
+        *q = (v * inverse + 12_582_912.0).to_bits() as i8;
+    }
+    largest / 127.0
+}
+
+fn round_row(x: &[f32], group: usize, codes: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
+    let per_block = 32 / group;
+    for (b, block) in x.chunks(32).enumerate() {
+        let q = &mut codes[32 * b..32 * b + block.len()];
+        let scale = round_block(block, q);
+        let q = &codes[32 * b..32 * b + 32];
+        for (i, part) in q.chunks(group).enumerate() {
+            scales[b * per_block + i] = scale;
+            sums[b * per_block + i] = part.iter().map(|&q| i32::from(q)).sum();
+        }
+    }
+}
+
+/// Rounds `x [m, k]`. `k` is a multiple of 32, `group` is 32 or 16.
+pub(super) fn round(x: &[f32], m: usize, k: usize, group: usize) -> Rounded {
+    let padded = k.next_multiple_of(STEP);
+    let groups = padded / group;
+    let mut out = Rounded { codes: vec![0; m * padded / 4], scales: vec![0.0; m * groups], sums: vec![0; m * groups], padded };
+    let codes: &mut [i8] = bytemuck::cast_slice_mut(&mut out.codes);
+    let rows = x[..m * k].chunks(k).zip(codes.chunks_mut(padded));
+    let rows = rows.zip(out.scales.chunks_mut(groups)).zip(out.sums.chunks_mut(groups));
+    if m * k < SERIAL {
+        rows.for_each(|(((x, codes), scales), sums)| round_row(x, group, codes, scales, sums));
+    } else {
+        rows.par_bridge().for_each(|(((x, codes), scales), sums)| round_row(x, group, codes, scales, sums));
+    }
+    out
+}
+
+/// Rows of f32 activations in the order in which codes are widened.
+pub(super) struct Shuffled {
+    /// `[m, padded]`: of each `4 · lanes` values first those of index 0 mod 4, then 1, 2, 3. Zero past the end of a row.
+    pub values: Vec<f32>,
+    /// `[m, padded / group]`: sum of each group.
+    pub sums: Vec<f32>,
+    /// Row length, a whole number of steps.
+    pub padded: usize,
+}
+
+/// Reorders `x [m, k]`.
+pub(super) fn shuffle(x: &[f32], m: usize, k: usize, group: usize, lanes: usize) -> Shuffled {
+    let padded = k.next_multiple_of(STEP);
+    let mut out = Shuffled { values: vec![0.0; m * padded], sums: vec![0.0; m * padded / group], padded };
+    for ((x, values), sums) in x[..m * k].chunks(k).zip(out.values.chunks_mut(padded)).zip(out.sums.chunks_mut(padded / group)) {
+        for (part, values) in x.chunks(4 * lanes).zip(values.chunks_mut(4 * lanes)) {
+            for (l, four) in part.chunks(4).enumerate() {
+                for (i, v) in four.iter().enumerate() {
+                    values[lanes * i + l] = *v;
+                }
+            }
+        }
+        for (part, sum) in x.chunks(group).zip(sums) {
+            *sum = part.iter().sum();
+        }
+    }
+    out
+}
