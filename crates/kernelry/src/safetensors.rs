@@ -366,6 +366,13 @@ fn read_header(bytes: &[u8]) -> Result<Header> {
     Ok(Header { metadata: entries.metadata, tensors })
 }
 
+/// Bits of a tensor's data. Reader and writer share this rule: zeros count as ones while overflow is checked, so that neither a zero nor
+/// the order of dimensions hides a shape whose strides could not be computed.
+fn data_bits(element_bits: usize, shape: &[usize]) -> Option<usize> {
+    let bits = shape.iter().try_fold(element_bits, |bits, &dim| bits.checked_mul(dim.max(1)))?;
+    Some(if shape.contains(&0) { 0 } else { bits })
+}
+
 fn check_entry(name: String, entry: Entry, data_start: usize, data_len: usize) -> Result<TensorInfo> {
     let wrong = |problem: String| fault(tensor_item(&name), problem);
     let Some(ty) = StoredType::from_name(&entry.dtype) else {
@@ -374,9 +381,7 @@ fn check_entry(name: String, entry: Entry, data_start: usize, data_len: usize) -
     let too_large = || wrong(format!("shape {:?} has too many bytes", entry.shape));
     let shape: Option<Vec<usize>> = entry.shape.iter().map(|&dim| usize::try_from(dim).ok()).collect();
     let shape = shape.ok_or_else(too_large)?;
-    // Zeros count as ones here, so that the order of dimensions does not decide whether an impossible shape is noticed.
-    let bits = shape.iter().try_fold(ty.bits(), |bits, &dim| bits.checked_mul(dim.max(1))).ok_or_else(too_large)?;
-    let bits = if shape.contains(&0) { 0 } else { bits };
+    let bits = data_bits(ty.bits(), &shape).ok_or_else(too_large)?;
     if !bits.is_multiple_of(8) {
         return Err(wrong(format!("shape {shape:?} of {} does not end at a byte", ty.name())));
     }
@@ -478,10 +483,11 @@ fn layout<'a>(tensors: &[NewTensor<'a>], metadata: &[(&str, &str)]) -> Result<(V
     let mut at = 0usize;
     for tensor in &sorted {
         let wrong = |problem: String| fault(tensor_item(tensor.name), problem);
-        let expected = tensor.shape.iter().try_fold(tensor.dtype.size(), |bytes, &dim| bytes.checked_mul(dim));
+        let expected = data_bits(8 * tensor.dtype.size(), tensor.shape).map(|bits| bits / 8);
         if expected != Some(tensor.bytes.len()) {
             let (got, shape) = (tensor.bytes.len(), tensor.shape);
-            return Err(wrong(format!("got {got} bytes for {} {shape:?}, expected {expected:?}", tensor.dtype)));
+            let expected = expected.map_or("fewer dimensions".to_owned(), |bytes| bytes.to_string());
+            return Err(wrong(format!("got {got} bytes for {} {shape:?}, expected {expected}", tensor.dtype)));
         }
         let end = at.checked_add(tensor.bytes.len()).ok_or_else(|| wrong("ends beyond any file".to_owned()))?;
         let entry = serde_json::json!({ "dtype": stored_name(tensor.dtype), "shape": tensor.shape, "data_offsets": [at, end] });

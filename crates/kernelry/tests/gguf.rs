@@ -259,7 +259,11 @@ fn tensors_that_lie_are_refused_by_name() {
     expect_problem(one(&[1; 9], 0, 0), &["tensor `w`", "9 dimensions", "8"]);
     expect_problem(one(&[1 << 32, 1 << 32], 0, 0), &["tensor `w`", "too many"]);
     expect_problem(one(&[1 << 62], 28, 0), &["tensor `w`", "too many bytes"]);
-    expect_problem(one(&[1 << 62, 1 << 62, 0], 0, 0), &["tensor `w`", "too many values"]);
+    // A zero hides neither dimensions whose product overflows nor rows whose bytes do.
+    expect_problem(one(&[1 << 62, 1 << 62, 0], 0, 0), &["tensor `w`", "too many"]);
+    expect_problem(one(&[0, 1 << 62, 1 << 62], 0, 0), &["tensor `w`", "too many"]);
+    expect_problem(one(&[1 << 62, 0], 0, 0), &["tensor `w`", "too many bytes"]);
+    expect_problem(one(&[0, 1 << 62], 28, 0), &["tensor `w`", "too many bytes"]);
     expect_problem(one(&[u64::MAX], 0, 0), &["tensor `w`", "dimension"]);
     expect_problem(one(&[32], 42, 0), &["tensor `w`", "unknown type id 42"]);
     expect_problem(one(&[32], 31, 0), &["tensor `w`", "type id 31", "Q4_0_4_4", "withdrawn"]);
@@ -314,6 +318,7 @@ fn writer_refuses_what_could_not_be_read_back() {
     assert!(writer.tensor("v", GgmlType::Q4_0, &[2, 33]).is_err());
     assert!(writer.tensor("v", GgmlType::F32, &[1; 9]).is_err());
     assert!(writer.tensor("v", GgmlType::F32, &[usize::MAX, 2]).is_err());
+    assert!(writer.tensor("v", GgmlType::F32, &[0, usize::MAX]).is_err());
     assert!(GgufWriter::with_alignment(48).is_err());
     let deep = (0..64).fold(Array::U8(vec![]), |inner, _| Array::Array(vec![inner]));
     assert!(writer.set("deep", Value::Array(deep)).is_err());

@@ -193,6 +193,9 @@ fn writer_refuses_wrong_sizes_and_names() {
     assert!(to_bytes(&[tensor("__metadata__", &[0; 4])], &[]).is_err());
     let huge = NewTensor { name: "h", dtype: DType::F32, shape: &[usize::MAX, 2], bytes: &[] };
     assert!(to_bytes(&[huge], &[]).is_err());
+    // Our reader would refuse it.
+    let hidden = NewTensor { name: "h", dtype: DType::F32, shape: &[0, usize::MAX, 2], bytes: &[] };
+    assert!(to_bytes(&[hidden], &[]).is_err());
 }
 
 fn entries(folder: &Path) -> usize {

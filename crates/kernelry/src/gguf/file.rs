@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::cursor::{Cursor, Item};
 use super::value::{FromValue, Value};
-use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, align_up, fault};
+use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, align_up, data_bytes, fault};
 use crate::quant::{GgmlType, dequantize_to_vec};
 use crate::{FileMap, Result};
 
@@ -368,20 +368,11 @@ fn read_tensor(cursor: &mut Cursor<'_>, number: u64, alignment: u64, limits: &Li
         Some(old) => fault(item, format!("type id {id} ({old}) was withdrawn from the format")),
         None => fault(item, format!("unknown type id {id}")),
     })?;
-    let k = shape.first().copied().unwrap_or(1);
-    if !k.is_multiple_of(ty.block_len()) {
-        return Err(fault(item, format!("rows of {k} values, expected a multiple of {} ({ty})", ty.block_len())));
-    }
-    // Zeros count as ones here, so that the order of dimensions does not decide whether an impossible shape is noticed.
-    let elements = shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim.max(1)));
-    let elements = elements.ok_or_else(|| fault(item, format!("shape {shape:?} has too many values")))?;
-    let elements = if shape.contains(&0) { 0 } else { elements };
-    let bytes = (elements / ty.block_len()).checked_mul(ty.block_bytes());
-    let bytes = bytes.ok_or_else(|| fault(item, format!("shape {shape:?} has too many bytes")))?;
+    shape.reverse();
+    let bytes = data_bytes(ty, &shape).map_err(|problem| fault(item, problem))?;
     if !offset.is_multiple_of(alignment) {
         return Err(fault(item, format!("offset {offset} is not a multiple of the alignment {alignment}")));
     }
-    shape.reverse();
     Ok(Pending { name: name.to_owned(), shape, ty, offset, bytes })
 }
 

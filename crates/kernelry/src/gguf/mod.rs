@@ -23,6 +23,8 @@ mod file;
 mod value;
 mod writer;
 
+use crate::quant::GgmlType;
+
 pub use file::{GgufFile, Limits, TensorInfo};
 pub use value::{Array, FromValue, Value, ValueType};
 pub use writer::{GgufStream, GgufWriter};
@@ -43,4 +45,19 @@ fn fault(item: impl std::fmt::Display, problem: impl Into<String>) -> crate::Err
 /// `value` rounded up to a multiple of `alignment`, a power of two.
 fn align_up(value: u64, alignment: u64) -> Option<u64> {
     Some(value.checked_add(alignment - 1)? & !(alignment - 1))
+}
+
+/// Bytes of a tensor's data; `shape` has the fastest dimension last.
+///
+/// Reader and writer share this rule. Zeros count as ones while overflow is checked, so that neither a zero nor the order of
+/// dimensions hides a shape whose rows or strides could not be computed.
+fn data_bytes(ty: GgmlType, shape: &[usize]) -> Result<usize, String> {
+    let k = shape.last().copied().unwrap_or(1);
+    if !k.is_multiple_of(ty.block_len()) {
+        return Err(format!("rows of {k} values, expected a multiple of {} ({ty})", ty.block_len()));
+    }
+    let elements = shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim.max(1)));
+    let bytes = elements.and_then(|elements| elements.div_ceil(ty.block_len()).checked_mul(ty.block_bytes()));
+    let bytes = bytes.ok_or_else(|| format!("shape {shape:?} has too many bytes"))?;
+    Ok(if shape.contains(&0) { 0 } else { bytes })
 }

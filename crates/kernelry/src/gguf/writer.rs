@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::cursor::Item;
 use super::value::{Array, Value};
-use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, Limits, MAGIC, align_up, fault};
+use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, Limits, MAGIC, align_up, data_bytes, fault};
 use crate::atomic_file::AtomicFile;
 use crate::quant::GgmlType;
 use crate::{Error, Result};
@@ -103,13 +103,10 @@ impl GgufWriter {
         if shape.len() > limits.max_rank as usize {
             return Err(fault(item, format!("{} dimensions, at most {} allowed", shape.len(), limits.max_rank)));
         }
-        let k = shape.last().copied().unwrap_or(1);
-        let bytes = ty.row_bytes(k).map_err(|e| fault(item, e.to_string()))?;
-        let rows = shape.iter().rev().skip(1).try_fold(1usize, |rows, &dim| rows.checked_mul(dim));
-        let bytes = rows.and_then(|rows| rows.checked_mul(bytes)).map(|bytes| bytes as u64);
-        let end = bytes.and_then(|bytes| align_up(self.data_end.checked_add(bytes)?, self.alignment));
-        let (Some(bytes), Some(end)) = (bytes, end) else {
-            return Err(fault(item, format!("shape {shape:?} has too many bytes")));
+        let bytes = data_bytes(ty, shape).map_err(|problem| fault(item, problem))? as u64;
+        let end = self.data_end.checked_add(bytes).and_then(|end| align_up(end, self.alignment));
+        let Some(end) = end else {
+            return Err(fault(item, "ends beyond any file"));
         };
         if !self.names.insert(name.to_owned()) {
             return Err(fault(item, "occurs twice"));
