@@ -1,0 +1,199 @@
+//! A session: the KV cache of one sequence, prompt processing, and the recorded decode step.
+
+use kernelry::catalogue::StepU32;
+use kernelry::{Buffer, DType, Error, Graph, Lease, Result};
+
+use crate::forward::{Forward, Step};
+use crate::model::{Inner, Model};
+
+/// Slots of the step buffer: what changes from one decode step to the next.
+mod slot {
+    pub(super) const TOKEN: usize = 0;
+    /// Position of the token: its row in the cache.
+    pub(super) const POSITION: u32 = 1;
+    /// Valid keys, this token's included.
+    pub(super) const KEYS: u32 = 2;
+    pub(super) const COUNT: usize = 3;
+}
+
+/// One sequence on a model: its caches and how many positions they hold.
+pub struct Session {
+    model: Model,
+    caches: Vec<(Buffer, Buffer)>,
+    len: usize,
+    step: Buffer,
+
+    decode: Option<DecodeGraph>,
+    logits: Buffer,
+    logits_host: Vec<f32>,
+}
+
+/// The decode step, recorded once and replayed for each token. The leases are the temporaries that the graph writes.
+struct DecodeGraph {
+    graph: Graph,
+    _temporaries: Vec<Lease>,
+}
+
+impl Session {
+    pub(crate) fn new(model: &Model) -> Result<Session> {
+        let inner = &model.inner;
+        let c = &inner.config;
+        let shape = [c.n_kv_heads, model.capacity(), c.head_dim];
+        let cache = || inner.ctx.zeros(inner.options.kv_type.dtype(), &shape);
+        let caches = (0..c.n_layers).map(|_| Ok((cache()?, cache()?))).collect::<Result<Vec<_>>>()?;
+        let step_len = slot::COUNT;
+        Ok(Session {
+            model: model.clone(),
+            caches,
+            len: 0,
+            step: inner.ctx.zeros(DType::U32, &[step_len])?,
+
+            decode: None,
+            logits: inner.ctx.zeros(DType::F32, &[1, c.vocab])?,
+            logits_host: vec![0.0; c.vocab],
+        })
+    }
+
+    /// Positions in the cache.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True before the first token.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Positions that the cache has room for.
+    pub fn capacity(&self) -> usize {
+        self.model.capacity()
+    }
+
+    /// The model it runs on.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Forgets all positions from `len` on.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there are fewer.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        if len > self.len {
+            return Err(Error::invalid("session", format!("length: got {len}, expected at most {}", self.len)));
+        }
+        self.len = len;
+        Ok(())
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        let vocab = self.model.config().vocab;
+        if tokens.is_empty() {
+            return Err(Error::invalid("session", "tokens: got none, expected at least one"));
+        }
+        if let Some(bad) = tokens.iter().find(|&&t| t as usize >= vocab) {
+            return Err(Error::invalid("session", format!("token: got {bad}, expected less than {vocab}")));
+        }
+        if tokens.len() > self.capacity() - self.len {
+            return Err(Error::invalid(
+                "session",
+                format!(
+                    "prompt: got {} tokens after {}, expected at most {} in a context of {}",
+                    tokens.len(),
+                    self.len,
+                    self.capacity() - self.len,
+                    self.capacity()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Appends tokens and gives the logits `[vocab]` that follow the last of them.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for no tokens, ids beyond the vocabulary or more than the context has room for (nothing is appended
+    /// then); [`Error::Execution`] if the device fails.
+    pub fn append(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        self.check_tokens(tokens)?;
+        if let [token] = tokens {
+            return self.decode_step(*token);
+        }
+        for batch in tokens.chunks(self.model.options().batch.max(1)) {
+            let logits = self.logits.clone();
+            self.prefill(batch, &logits, 1)?;
+        }
+        self.logits.read_bytes(bytemuck::cast_slice_mut(&mut self.logits_host))?;
+        Ok(&self.logits_host)
+    }
+
+    /// Appends tokens and gives the logits `[tokens.len(), vocab]` that follow each of them, for perplexity and tests.
+    ///
+    /// # Errors
+    /// As [`Session::append`].
+    pub fn append_all(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.check_tokens(tokens)?;
+        let mut all = Vec::with_capacity(tokens.len() * self.model.config().vocab);
+        for batch in tokens.chunks(self.model.options().batch.max(1)) {
+            let logits = self.model.context().zeros(DType::F32, &[batch.len(), self.model.config().vocab])?;
+            self.prefill(batch, &logits, batch.len())?;
+            all.extend(logits.to_vec::<f32>()?);
+        }
+        Ok(all)
+    }
+
+    /// Runs a batch and writes the logits of its last `rows` tokens.
+    fn prefill(&mut self, tokens: &[u32], logits: &Buffer, rows: usize) -> Result<()> {
+        let inner: &Inner = &self.model.inner;
+        let seq_len = tokens.len();
+        let ids = inner.ctx.upload(tokens, &[seq_len])?;
+        let start = self.len as u32;
+        let positions: Vec<u32> = (0..seq_len as u32).map(|t| start + t).collect();
+        let positions = inner.ctx.upload(&positions, &[seq_len])?;
+        let step =
+            Step { ids: &ids, positions: &positions, position: StepU32::new(start), keys: StepU32::new(start + seq_len as u32), seq_len };
+        let mut encoder = inner.ctx.encoder();
+        let mut forward = Forward::new(inner, &mut encoder, seq_len);
+        forward.run(&step, &self.caches, logits, rows)?;
+        let temporaries = forward.into_temporaries();
+        encoder.run()?;
+        drop(temporaries);
+        self.len += seq_len;
+        Ok(())
+    }
+
+    /// One token through the recorded graph.
+    fn decode_step(&mut self, token: u32) -> Result<&[f32]> {
+        let position = self.len as u32;
+        let decode = match self.decode.take() {
+            Some(decode) => decode,
+            None => self.record_decode()?,
+        };
+        self.step.write(&[token, position, position + 1])?;
+        let outcome = decode.graph.run();
+        self.decode = Some(decode);
+        outcome?;
+        self.len += 1;
+        self.logits.read_bytes(bytemuck::cast_slice_mut(&mut self.logits_host))?;
+        Ok(&self.logits_host)
+    }
+
+    fn record_decode(&self) -> Result<DecodeGraph> {
+        let inner: &Inner = &self.model.inner;
+        let capacity = self.capacity() as u32;
+        let word = |at: usize, len: usize| self.step.slice(at * 4, len);
+        let step = Step {
+            ids: &word(slot::TOKEN, 1)?,
+            positions: &word(slot::POSITION as usize, 1)?,
+            position: StepU32::from_step(slot::POSITION, capacity - 1),
+            keys: StepU32::from_step(slot::KEYS, capacity),
+            seq_len: 1,
+        };
+        let mut encoder = inner.ctx.encoder();
+        encoder.set_step(&self.step)?;
+        let mut forward = Forward::new(inner, &mut encoder, 1);
+        forward.run(&step, &self.caches, &self.logits, 1)?;
+        let temporaries = forward.into_temporaries();
+        Ok(DecodeGraph { graph: encoder.finish()?, _temporaries: temporaries })
+    }
+}

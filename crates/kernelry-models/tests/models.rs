@@ -1,0 +1,205 @@
+//! Whole models against `transformers`: the same logits, the same greedy tokens, however the prompt is cut.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use kernelry::gguf::GgufFile;
+use kernelry::safetensors::SafeTensors;
+use kernelry::{Context, Error};
+use kernelry_models::sampler::SamplingParams;
+use kernelry_models::stop::{StopConditions, StopReason};
+use kernelry_models::{Generator, Model, ModelOptions};
+
+const NAMES: [&str; 4] = ["llama", "llama_tied", "qwen2", "qwen3"];
+
+fn path(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny").join(name)
+}
+
+struct Tiny {
+    model: Model,
+    prompt: Vec<u32>,
+    logits: Vec<f32>,
+    greedy: Vec<u32>,
+}
+
+fn load(name: &str, options: ModelOptions) -> Tiny {
+    let model = Model::open(&path(&format!("{name}.gguf")), &Context::cpu(), options).unwrap();
+    let expected = SafeTensors::open(path(&format!("{name}.safetensors"))).unwrap();
+    let ids = |key: &str| {
+        let bytes = expected.tensor_bytes(key).unwrap();
+        bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    Tiny { model, prompt: ids("prompt"), logits: expected.read_f32("logits").unwrap(), greedy: ids("greedy") }
+}
+
+/// Largest difference over the largest expected value.
+fn relative_error(got: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(got.len(), expected.len());
+    let scale = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    assert!(scale > 0.1, "flat logits prove nothing");
+    got.iter().zip(expected).fold(0.0f32, |m, (g, e)| m.max((g - e).abs())) / scale
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best }) as u32
+}
+
+#[test]
+fn logits_of_every_position_equal_those_of_transformers() {
+    for name in NAMES {
+        let tiny = load(name, ModelOptions::precise());
+        let got = tiny.model.session().unwrap().append_all(&tiny.prompt).unwrap();
+        let error = relative_error(&got, &tiny.logits);
+        assert!(error <= 1e-4, "{name}: {error}");
+    }
+}
+
+#[test]
+fn sixty_four_greedy_tokens_equal_those_of_transformers() {
+    for name in NAMES {
+        let tiny = load(name, ModelOptions::precise());
+        let mut session = tiny.model.session().unwrap();
+        let mut token = argmax(session.append(&tiny.prompt).unwrap());
+        let mut tokens = vec![token];
+        while tokens.len() < tiny.greedy.len() {
+            token = argmax(session.append(&[token]).unwrap());
+            tokens.push(token);
+        }
+        assert_eq!(tokens, tiny.greedy, "{name}");
+    }
+}
+
+#[test]
+fn any_split_of_a_prompt_gives_the_same_logits() {
+    for name in NAMES {
+        let tiny = load(name, ModelOptions::precise());
+        let (prompt, vocab) = (&tiny.prompt, tiny.model.config().vocab);
+        let expected = &tiny.logits[(prompt.len() - 1) * vocab..];
+        for cuts in [&[][..], &[1], &[20], &[2, 3, 10], &[7, 14], &(1..prompt.len()).collect::<Vec<_>>()[..]] {
+            let mut session = tiny.model.session().unwrap();
+            let mut last = Vec::new();
+            let ends = cuts.iter().copied().chain([prompt.len()]);
+            let mut start = 0;
+            for end in ends {
+                last = session.append(&prompt[start..end]).unwrap().to_vec();
+                start = end;
+            }
+            let error = relative_error(&last, expected);
+            assert!(error <= 1e-4, "{name} cut at {cuts:?}: {error}");
+        }
+        for batch in [1, 2, 5, 20, 21] {
+            let small = load(name, ModelOptions::precise().with_batch(batch));
+            let got = small.model.session().unwrap().append_all(&small.prompt).unwrap();
+            assert!(relative_error(&got, &tiny.logits) <= 1e-4, "{name} in batches of {batch}");
+        }
+    }
+}
+
+#[test]
+fn the_fast_mode_with_half_precision_caches_stays_close() {
+    for name in NAMES {
+        let tiny = load(name, ModelOptions::default());
+        let got = tiny.model.session().unwrap().append_all(&tiny.prompt).unwrap();
+        let error = relative_error(&got, &tiny.logits);
+        // These files are f32, so the caches alone are rounded.
+        assert!(error <= 5e-3 && error > 0.0, "{name}: {error}");
+    }
+}
+
+#[test]
+fn sessions_are_independent_and_can_be_cut_back() {
+    let tiny = load("qwen3", ModelOptions::precise());
+    let mut a = tiny.model.session().unwrap();
+    let first = a.append(&tiny.prompt).unwrap().to_vec();
+    let mut b = tiny.model.session().unwrap();
+    b.append(&[5, 6, 7]).unwrap();
+    a.append(&[3]).unwrap();
+    a.truncate(tiny.prompt.len() - 2).unwrap();
+    let again = a.append(&tiny.prompt[tiny.prompt.len() - 2..]).unwrap().to_vec();
+    assert!(relative_error(&again, &first) <= 1e-5);
+    assert!(a.truncate(1000).is_err());
+}
+
+#[test]
+fn a_replayed_step_gives_the_bits_of_the_first() {
+    let tiny = load("llama", ModelOptions::precise());
+    let mut session = tiny.model.session().unwrap();
+    session.append(&tiny.prompt).unwrap();
+    let first = session.append(&[9]).unwrap().to_vec();
+    for _ in 0..3 {
+        session.append(&[4]).unwrap();
+        session.truncate(tiny.prompt.len()).unwrap();
+        assert_eq!(session.append(&[9]).unwrap(), first);
+    }
+    let mut fresh = tiny.model.session().unwrap();
+    fresh.append(&tiny.prompt).unwrap();
+    assert_eq!(fresh.append(&[9]).unwrap(), first);
+}
+
+#[test]
+fn wrong_prompts_are_errors_and_leave_the_session_as_it_was() {
+    let tiny = load("llama", ModelOptions::precise().with_context(Some(24)));
+    let mut session = tiny.model.session().unwrap();
+    for (tokens, word) in [(vec![], "none"), (vec![120], "120"), (vec![0; 25], "25 tokens")] {
+        let error = session.append(&tokens).unwrap_err();
+        assert!(error.to_string().contains(word), "{error}");
+        assert!(session.is_empty());
+    }
+    session.append(&tiny.prompt).unwrap();
+    for _ in 0..3 {
+        session.append(&[1]).unwrap();
+    }
+    assert!(matches!(session.append(&[1]), Err(Error::InvalidArgument { .. })), "the context is full");
+    let too_large = ModelOptions::default().with_context(Some(1 << 20));
+    assert!(Model::open(&path("llama.gguf"), &Context::cpu(), too_large).is_err());
+}
+
+#[test]
+fn damaged_files_are_errors_that_name_what_is_wrong() {
+    let bytes = std::fs::read(path("qwen3.gguf")).unwrap();
+    let ctx = Context::cpu();
+    for len in (0..bytes.len()).step_by(997) {
+        let Ok(file) = GgufFile::from_bytes(&bytes[..len]) else { continue };
+        assert!(Generator::load(&file, &ctx, ModelOptions::default(), &mut |_, _| ()).is_err(), "{len} bytes");
+    }
+    let replaced = |from: &str, to: &str| {
+        assert_eq!(from.len(), to.len());
+        let at = bytes.windows(from.len()).position(|w| w == from.as_bytes()).expect(from);
+        let mut bytes = bytes.clone();
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+        GgufFile::from_bytes(bytes).and_then(|file| Model::load(&file, &ctx, ModelOptions::default(), &mut |_, _| ())).err().expect(to)
+    };
+    let unknown = replaced("qwen3", "qwerk").to_string();
+    assert!(unknown.contains("qwerk") && unknown.contains("llama"), "{unknown}");
+    let missing = replaced("blk.1.ffn_down.weight", "blk.1.ffn_dawn.weight").to_string();
+    assert!(missing.contains("blk.1.ffn_down.weight"), "{missing}");
+    let key = replaced("qwen3.block_count", "qwen3.black_count").to_string();
+    assert!(key.contains("qwen3.block_count"), "{key}");
+}
+
+#[test]
+fn generation_is_reproducible_and_ends_where_it_must() {
+    let file = GgufFile::open(path("qwen3.gguf")).unwrap();
+    let mut generator = Generator::load(&file, &Context::cpu(), ModelOptions::precise(), &mut |_, _| ()).unwrap();
+    let tiny = load("qwen3", ModelOptions::precise());
+    let limit = |n| StopConditions { max_tokens: Some(n), ..StopConditions::default() };
+    let ends = generator.tokenizer().end_of_generation().to_vec();
+    let mut run = |sampling: SamplingParams, n: usize| generator.generate(&tiny.prompt, sampling, limit(n), &mut |_| true).unwrap();
+    let greedy = run(SamplingParams::greedy(), 64);
+    let expected: Vec<u32> = match tiny.greedy.iter().position(|t| ends.contains(t)) {
+        Some(end) => tiny.greedy[..=end].to_vec(),
+        None => tiny.greedy.clone(),
+    };
+    assert_eq!(greedy.tokens, expected);
+    assert_eq!(run(SamplingParams::greedy(), 3).reason, Some(StopReason::Length));
+    assert!(run(SamplingParams::greedy(), 0).tokens.is_empty());
+    let at = |seed| SamplingParams { seed: Some(seed), ..SamplingParams::at_temperature(1.0) };
+    let first = run(at(7), 20).tokens;
+    assert_eq!(run(at(7), 20).tokens, first);
+    assert_ne!(run(at(8), 20).tokens, first);
+    let mut pieces = 0;
+    let stopped = generator.generate(&tiny.prompt, SamplingParams::greedy(), limit(50), &mut |_| {
+        pieces += 1;
+        pieces < 3
+    });
+    assert!(stopped.unwrap().reason.is_none());
+}
