@@ -267,7 +267,7 @@ fn decode_entry(name: &'static str, cache: DType, run: CpuFn) -> Kernel {
     let entry = Kernel::builder(name, Family::Attention, "o = softmax(softcap(scale · q kᵀ)) v over the last `window` keys of a cache")
         .params::<AttentionDecodeParams>()
         .check(|p: &AttentionDecodeParams| {
-            check_heads(p.n_heads, p.n_kv_heads, p.head_dim, 8)?;
+            check_heads(p.n_heads, p.n_kv_heads, p.head_dim, 1)?;
             check_keys(p.kv_seq_len.max(), p.kv_capacity)?;
             check_floats(p.scale, p.softcap)
         })
@@ -288,7 +288,7 @@ fn prefill_entry(name: &'static str, cache: DType, run: CpuFn) -> Kernel {
     let entry = Kernel::builder(name, Family::Attention, summary)
         .params::<AttentionPrefillParams>()
         .check(|p: &AttentionPrefillParams| {
-            check_heads(p.n_heads, p.n_kv_heads, p.head_dim, 8)?;
+            check_heads(p.n_heads, p.n_kv_heads, p.head_dim, 1)?;
             check_keys(p.kv_seq_len.max(), p.kv_capacity)?;
             check_queries(p.seq_len, p.kv_seq_len.max())?;
             check_floats(p.scale, p.softcap)
