@@ -209,60 +209,58 @@ impl<Q: Vectored, K: Vectored> VectorKernel for Tile<'_, Q, K> {
         let (dim, rows) = (a.head_dim, group * self.positions);
         // Rows of queries and accumulators are padded to whole vectors.
         let stride = dim.next_multiple_of(I::LANES);
-        SCRATCH.with_borrow_mut(
-            #[inline(always)]
-            |scratch| {
-                scratch.clear();
-                scratch.resize(rows * (2 * stride + BLOCK + 3), 0.0);
-                let (q, rest) = scratch.split_at_mut(rows * stride);
-                let (o, rest) = rest.split_at_mut(rows * stride);
-                let (s, rest) = rest.split_at_mut(rows * BLOCK);
-                let (m, rest) = rest.split_at_mut(rows);
-                let (l, c) = rest.split_at_mut(rows);
-                m.fill(FLOOR);
-                for row in 0..rows {
-                    let from = a.row(self.b, self.g * group + row % group, self.first + row / group);
-                    for (d, s) in q[row * stride..].iter_mut().zip(&a.q[from..from + dim]) {
-                        *d = s.widen();
-                    }
+        // Taken out and put back, not borrowed in a closure: that would be compiled without the features of this function.
+        let mut scratch = SCRATCH.take();
+        scratch.clear();
+        scratch.resize(rows * (2 * stride + BLOCK + 3), 0.0);
+        let (q, rest) = scratch.split_at_mut(rows * stride);
+        let (o, rest) = rest.split_at_mut(rows * stride);
+        let (s, rest) = rest.split_at_mut(rows * BLOCK);
+        let (m, rest) = rest.split_at_mut(rows);
+        let (l, c) = rest.split_at_mut(rows);
+        m.fill(FLOOR);
+        for row in 0..rows {
+            let from = a.row(self.b, self.g * group + row % group, self.first + row / group);
+            for (d, s) in q[row * stride..].iter_mut().zip(&a.q[from..from + dim]) {
+                *d = s.widen();
+            }
+        }
+        let head = (self.b * a.n_kv_heads + self.g) * a.capacity * dim;
+        let k = &a.k[head..head + a.keys * dim];
+        let v = &a.v[head..head + a.keys * dim];
+        let begin = (a.attended(self.first).0 / BLOCK * BLOCK).max(self.keys.0);
+        let end = a.attended(self.first + self.positions - 1).1.min(self.keys.1);
+        let mut at = begin;
+        while at < end {
+            let n = BLOCK.min(end - at);
+            scores(isa, q, stride, &k[at * dim..(at + n) * dim], dim, s);
+            for row in 0..rows {
+                let (lo, hi) = a.attended(self.first + row / group);
+                let range = (lo.saturating_sub(at).min(n), hi.saturating_sub(at).min(n));
+                let p = &mut s[row * BLOCK..(row + 1) * BLOCK];
+                c[row] = softmax_block(isa, p, range, a.scale, a.softcap, &mut m[row], &mut l[row]);
+            }
+            accumulate(isa, s, c, &v[at * dim..(at + n) * dim], dim, o, stride);
+            at += n;
+        }
+        for row in 0..rows {
+            let o = &o[row * stride..row * stride + dim];
+            if self.partial.is_empty() {
+                let to = a.row(self.b, self.g * group + row % group, self.first + row / group);
+                // SAFETY: every row of the output belongs to one tile.
+                let out = unsafe { self.out.slice(to, dim) };
+                let scale = 1.0 / l[row];
+                for (y, o) in out.iter_mut().zip(o) {
+                    *y = Q::narrow(if l[row] == 0.0 { 0.0 } else { o * scale });
                 }
-                let head = (self.b * a.n_kv_heads + self.g) * a.capacity * dim;
-                let k = &a.k[head..head + a.keys * dim];
-                let v = &a.v[head..head + a.keys * dim];
-                let begin = (a.attended(self.first).0 / BLOCK * BLOCK).max(self.keys.0);
-                let end = a.attended(self.first + self.positions - 1).1.min(self.keys.1);
-                let mut at = begin;
-                while at < end {
-                    let n = BLOCK.min(end - at);
-                    scores(isa, q, stride, &k[at * dim..(at + n) * dim], dim, s);
-                    for row in 0..rows {
-                        let (lo, hi) = a.attended(self.first + row / group);
-                        let range = (lo.saturating_sub(at).min(n), hi.saturating_sub(at).min(n));
-                        let p = &mut s[row * BLOCK..(row + 1) * BLOCK];
-                        c[row] = softmax_block(isa, p, range, a.scale, a.softcap, &mut m[row], &mut l[row]);
-                    }
-                    accumulate(isa, s, c, &v[at * dim..(at + n) * dim], dim, o, stride);
-                    at += n;
-                }
-                for row in 0..rows {
-                    let o = &o[row * stride..row * stride + dim];
-                    if self.partial.is_empty() {
-                        let to = a.row(self.b, self.g * group + row % group, self.first + row / group);
-                        // SAFETY: every row of the output belongs to one tile.
-                        let out = unsafe { self.out.slice(to, dim) };
-                        let scale = 1.0 / l[row];
-                        for (y, o) in out.iter_mut().zip(o) {
-                            *y = Q::narrow(if l[row] == 0.0 { 0.0 } else { o * scale });
-                        }
-                    } else {
-                        let partial = &mut self.partial[row * (dim + 2)..(row + 1) * (dim + 2)];
-                        partial[..dim].copy_from_slice(o);
-                        partial[dim] = m[row];
-                        partial[dim + 1] = l[row];
-                    }
-                }
-            },
-        );
+            } else {
+                let partial = &mut self.partial[row * (dim + 2)..(row + 1) * (dim + 2)];
+                partial[..dim].copy_from_slice(o);
+                partial[dim] = m[row];
+                partial[dim + 1] = l[row];
+            }
+        }
+        SCRATCH.set(scratch);
     }
 }
 

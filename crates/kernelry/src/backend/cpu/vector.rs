@@ -1,7 +1,8 @@
 //! Vectors of f32, for kernels that are written once and compiled for each instruction set.
 //!
 //! A kernel implements [`VectorKernel`]; [`dispatch`] runs it with the widest [`Isa`] of this machine. Everything a kernel calls on the
-//! way must be `#[inline(always)]`, so that it is compiled with the features of the function it ends up in.
+//! way must be `#[inline(always)]`, so that it is compiled with the features of the function it ends up in. A closure that is handed to
+//! a function of another crate (`map`, `with`, `for_each`) is compiled without them, and each vector operation in it becomes a call.
 
 use half::{bf16, f16};
 
@@ -259,6 +260,13 @@ mod x86 {
         }
     }
 
+    /// Sum of the halves of a vector of sixteen.
+    #[inline(always)]
+    fn fold(v: __m512) -> __m256 {
+        // SAFETY: only called by AVX-512 below.
+        unsafe { _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)) }
+    }
+
     /// AVX-512 with byte, word, double-word and narrow-vector forms.
     #[derive(Clone, Copy)]
     pub(super) struct Avx512(());
@@ -328,10 +336,9 @@ mod x86 {
         }
         #[inline(always)]
         fn sum4(self, v: [__m512; 4]) -> [f32; 4] {
-            sum4_of_8(v.map(
-                #[inline(always)]
-                |v| unsafe { _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)) },
-            ))
+            // No closure: it would be compiled without the features of the function around it.
+            let [a, b, c, d] = v;
+            sum4_of_8([fold(a), fold(b), fold(c), fold(d)])
         }
         #[inline(always)]
         fn max_lane(self, v: __m512) -> f32 {
