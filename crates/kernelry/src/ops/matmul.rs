@@ -56,7 +56,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
         ),
         ("hf2q_dense_mm_f16_f32_tensor", F16, "f16 weights, activations rounded to f16, f32 sums", cpu::dense_mm_f16_rounded),
         ("hf2q_dense_mm_f32_f32_tensor", F32, "f32, never less", cpu::dense_mm_f32),
-        ("hf2q_dense_gemv_bf16_f32_4", BF16, "bf16 weights, f32 activations, f32 sums", cpu::dense_mm_bf16),
+        ("hf2q_dense_gemv_bf16_f32_4", BF16, "bf16 weights, f32 activations, f32 sums", cpu::gemv_bf16),
     ];
     for (name, weight, class, run) in many {
         let bound = if name.ends_with("_v2") { "|err| ≤ 4·2⁻⁸·√k·rms(x)·rms(w)" } else { F32_BOUND };

@@ -1,8 +1,6 @@
 //! Compute cores of matmul with dense weights, f32, f16 or bf16: `y[b, m, n] = Σ_k x[b, m, k] · w[b / g, n, k]`, where `g` consecutive
 //! batches of `x` share one of the weights. Operands are widened to f32, products summed in f32.
 
-#![allow(dead_code, unused_imports, reason = "the kernels of the catalogue are bound to the cores apart from them")]
-
 pub(crate) mod gemm;
 pub(crate) mod kernels;
 mod matvec;

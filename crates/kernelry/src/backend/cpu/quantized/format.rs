@@ -23,6 +23,7 @@ pub(crate) enum Format {
 
 impl Format {
     /// Every format.
+    #[cfg(test)]
     pub(crate) const ALL: [Format; 7] = [Format::Q4_0, Format::Q8_0, Format::Q5_1, Format::Iq4Nl, Format::Q4K, Format::Q5K, Format::Q6K];
 
     /// Values in a block.

@@ -1,9 +1,13 @@
-//! Native kernels of the family: batches and strides here, the arithmetic in the cores.
+//! Native kernels of the family: formats, batches and strides here, the arithmetic in the cores.
 
-use crate::backend::cpu::{CpuCall, CpuFn, parallel};
-use crate::f16;
+use std::borrow::Cow;
+
+use super::{Format, Mode, Problem, Route, dequantize_f16, matmul};
+use crate::backend::cpu::simd::Level;
+use crate::backend::cpu::{CpuCall, CpuFn};
 use crate::ops::quantized::{DequantParams, MulMmParams, MulMvExtParams, MulMvParams};
-use crate::quant::{GgmlType, dequantize};
+use crate::quant::GgmlType;
+use crate::registry::Math;
 
 /// The kernels of one format.
 pub(crate) struct CpuKernels {
@@ -20,89 +24,85 @@ impl CpuKernels {
     }
 }
 
-/// The type with this id; ids come from the table of formats.
-const fn block_type<const TYPE: u32>() -> GgmlType {
-    match GgmlType::from_id(TYPE) {
-        Some(ty) => ty,
-        None => GgmlType::F32,
-    }
-}
-
-/// `out[m, n] = x[m] · w[n]` for rows of `x` that start `x_stride` elements apart.
-fn product<const TYPE: u32>(weight: &[u8], x: &[f32], x_stride: usize, k: usize, out: &mut [f32], n: usize) {
-    let ty = block_type::<TYPE>();
-    let row_bytes = k / ty.block_len() * ty.block_bytes();
-    let m = out.len() / n;
-    let mut columns = vec![0.0f32; out.len()];
-    parallel::for_rows(&mut columns, m, m * k, |row, column| {
-        let mut w = vec![0.0f32; k];
-        if dequantize(ty, &weight[row * row_bytes..(row + 1) * row_bytes], &mut w).is_ok() {
-            for (r, y) in column.iter_mut().enumerate() {
-                *y = dot(&w, &x[r * x_stride..r * x_stride + k]);
-            }
-        }
-    });
-    for (r, y) in out.chunks_mut(n).enumerate() {
-        for (c, y) in y.iter_mut().enumerate() {
-            *y = columns[c * m + r];
+/// The format of the type with this id; an id without one stops the build.
+const fn format<const TYPE: u32>() -> Format {
+    const {
+        match GgmlType::from_id(TYPE) {
+            Some(GgmlType::Q4_0) => Format::Q4_0,
+            Some(GgmlType::Q8_0) => Format::Q8_0,
+            Some(GgmlType::Q5_1) => Format::Q5_1,
+            Some(GgmlType::IQ4_NL) => Format::Iq4Nl,
+            Some(GgmlType::Q4_K) => Format::Q4K,
+            Some(GgmlType::Q5_K) => Format::Q5K,
+            Some(GgmlType::Q6_K) => Format::Q6K,
+            _ => unreachable!(),
         }
     }
 }
 
-/// Sixteen partial sums in a fixed order.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    for (a, b) in a.chunks(16).zip(b.chunks(16)) {
-        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-            *lane += a * b;
-        }
+fn mode(call: &CpuCall<'_>) -> Mode {
+    match call.math() {
+        Math::Precise => Mode::Precise,
+        Math::Fast => Mode::Fast,
     }
-    lanes.iter().sum()
+}
+
+/// Rows of a product one after the other: `x` itself if they are, else a copy.
+pub(crate) fn packed_rows(x: &[f32], m: usize, k: usize, row_stride: usize) -> Cow<'_, [f32]> {
+    if row_stride == k || m == 1 {
+        return Cow::Borrowed(&x[..m * k]);
+    }
+    let mut rows = Vec::with_capacity(m * k);
+    x.chunks(row_stride).take(m).for_each(|row| rows.extend_from_slice(&row[..k]));
+    Cow::Owned(rows)
 }
 
 /// Products of a batch: input `(i3, i2)` with the weight `i2/r2 + (i3/r3)·ne02`.
-fn batched<const TYPE: u32>(call: &CpuCall<'_>, p: &MulMmParams) {
+fn batched<const TYPE: u32>(call: &CpuCall<'_>, p: &MulMmParams, route: Route) {
+    let format = format::<TYPE>();
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
-    let (weight, x, out) = (call.input::<u8>(0), call.input::<f32>(1), call.output::<f32>(2));
-    let matrix_bytes = n * (k / block_type::<TYPE>().block_len() * block_type::<TYPE>().block_bytes());
+    let (weights, x, out) = (call.input::<u8>(0), call.input::<f32>(1), call.output::<f32>(2));
+    let matrix_bytes = n * format.row_bytes(k);
     let (row_stride, batch_stride) = (p.x_row_stride as usize, p.x_batch_stride as usize);
     for (z, out) in out.chunks_mut(m * n).enumerate() {
         let (i2, i3) = (z as u32 % p.ne12, z as u32 / p.ne12);
         let matrix = (i2 / p.r2) as usize + (i3 / p.r3) as usize * p.ne02 as usize;
-        product::<TYPE>(&weight[matrix * matrix_bytes..(matrix + 1) * matrix_bytes], &x[z * batch_stride..], row_stride, k, out, n);
+        let weights = &weights[matrix * matrix_bytes..(matrix + 1) * matrix_bytes];
+        let x = packed_rows(&x[z * batch_stride..], m, k, row_stride);
+        matmul(&Problem { format, weights, x: &x, m, n, k, mode: mode(call), route, level: Level::detect() }, out);
     }
 }
 
+/// One matrix-vector product for each row, whatever the number of rows.
 fn mul_mv<const TYPE: u32>(call: &CpuCall<'_>) {
-    let p: MulMvParams = call.params();
-    let MulMvParams { m, n, k, ne12, ne13, ne02, r2, r3 } = p;
-    let strides = (u64::from(k), u64::from(m) * u64::from(k));
-    batched::<TYPE>(call, &MulMmParams { x_row_stride: strides.0, x_batch_stride: strides.1, m, n, k, ne12, ne13, ne02, r2, r3 });
+    let MulMvParams { m, n, k, ne12, ne13, ne02, r2, r3 } = call.params();
+    let (x_row_stride, x_batch_stride) = (u64::from(k), u64::from(m) * u64::from(k));
+    batched::<TYPE>(call, &MulMmParams { x_row_stride, x_batch_stride, m, n, k, ne12, ne13, ne02, r2, r3 }, Route::Vector);
 }
 
 fn mul_mm<const TYPE: u32>(call: &CpuCall<'_>) {
-    batched::<TYPE>(call, &call.params());
+    batched::<TYPE>(call, &call.params(), Route::Matrix);
 }
 
 /// One weight for all batches, whose rows follow each other: a single product of all rows.
 fn mul_mv_ext<const TYPE: u32>(call: &CpuCall<'_>) {
     let p: MulMvExtParams = call.params();
-    let (n, k) = (p.n as usize, p.k as usize);
-    product::<TYPE>(call.input(0), call.input(1), k, k, call.output(2), n);
+    let (m, n, k) = (p.batch as usize * p.m as usize, p.n as usize, p.k as usize);
+    let problem = Problem {
+        format: format::<TYPE>(),
+        weights: call.input(0),
+        x: call.input(1),
+        m,
+        n,
+        k,
+        mode: mode(call),
+        route: Route::Vector,
+        level: Level::detect(),
+    };
+    matmul(&problem, call.output(2));
 }
 
 fn dequant<const TYPE: u32>(call: &CpuCall<'_>) {
     let p: DequantParams = call.params();
-    let ty = block_type::<TYPE>();
-    let k = p.k as usize;
-    let row_bytes = k / ty.block_len() * ty.block_bytes();
-    let weight = call.input::<u8>(0);
-    parallel::for_rows(call.output::<f16>(1), k, k, |row, out| {
-        let mut w = vec![0.0f32; k];
-        if dequantize(ty, &weight[row * row_bytes..(row + 1) * row_bytes], &mut w).is_ok() {
-            for (o, w) in out.iter_mut().zip(w) {
-                *o = f16::from_f32(w);
-            }
-        }
-    });
+    dequantize_f16(Level::detect(), format::<TYPE>(), call.input(0), p.n as usize, p.k as usize, call.output(1));
 }

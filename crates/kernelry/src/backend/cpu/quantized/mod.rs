@@ -4,8 +4,6 @@
 //! activations. Many take the tiles of [`gemm`](super::dense::gemm): a panel of weights is decoded into the cache once and multiplied with
 //! all of them. In both, a row of the output depends on its own row of `x` alone.
 
-#![allow(dead_code, unused_imports, reason = "the kernels of the catalogue are bound to the cores apart from them")]
-
 mod activations;
 mod dequant;
 mod format;
