@@ -21,7 +21,7 @@ const SAMPLE: Duration = Duration::from_micros(400);
 pub struct Budget {
     /// Time for the timings of one shape, without setting up.
     pub time: Duration,
-    /// Timings at least, even if they take longer.
+    /// Timings at least, even if they take longer; a launch that takes ten times the budget is timed once.
     pub min_samples: usize,
     /// Timings at most.
     pub max_samples: usize,
@@ -73,31 +73,7 @@ pub fn measure(ctx: &Context, kernel: &'static Kernel, shape: &BenchShape, roofl
         Residency::Memory => ((COLD / cost.bytes).ceil() as usize).clamp(1, MAX_COPIES),
     };
     let sets = operands(ctx, kernel, shape, copies)?;
-    let first = record(ctx, kernel, shape, &sets, 1)?;
-    first.run()?;
-    let started = Instant::now();
-    first.run()?;
-    let once = started.elapsed();
-    let launches = (SAMPLE.as_secs_f64() / once.as_secs_f64().max(1e-9)).ceil().clamp(1.0, 4096.0) as usize;
-    // Whole rounds over the copies, so that each sample meets the same memory.
-    let launches = if launches > 1 { launches.next_multiple_of(sets.len()) } else { launches };
-    // One launch a sample: a graph for each copy, in turn.
-    let graphs: Vec<Graph> = if launches > 1 {
-        vec![record(ctx, kernel, shape, &sets, launches)?]
-    } else {
-        sets.chunks(1).map(|set| record(ctx, kernel, shape, set, 1)).collect::<Result<_>>()?
-    };
-    let mut timings = Vec::new();
-    let started = Instant::now();
-    for graph in graphs.iter().cycle() {
-        let begin = Instant::now();
-        graph.run()?;
-        timings.push(begin.elapsed().as_secs_f64() / launches as f64);
-        let enough = timings.len() >= budget.min_samples && started.elapsed() >= budget.time;
-        if enough || timings.len() >= budget.max_samples {
-            break;
-        }
-    }
+    let (launches, timings) = time_launches(ctx, kernel, shape, &sets, budget)?;
     let time = Stats::new(&timings);
     let seconds = time.p50.max(1e-12);
     Ok(Measurement {
@@ -108,6 +84,46 @@ pub fn measure(ctx: &Context, kernel: &'static Kernel, shape: &BenchShape, roofl
         residency,
         launches,
     })
+}
+
+/// How many launches one timing covers, and the timings of one launch in seconds.
+fn time_launches(
+    ctx: &Context,
+    kernel: &'static Kernel,
+    shape: &BenchShape,
+    sets: &[Operands],
+    budget: Budget,
+) -> Result<(usize, Vec<f64>)> {
+    let first = record(ctx, kernel, shape, sets, 1)?;
+    let timed = |graph: &Graph| -> Result<Duration> {
+        let begin = Instant::now();
+        graph.run()?;
+        Ok(begin.elapsed())
+    };
+    let cold = timed(&first)?;
+    if cold > 10 * budget.time {
+        // Warming up does not change what takes this long.
+        return Ok((1, vec![cold.as_secs_f64()]));
+    }
+    let once = timed(&first)?;
+    let launches = (SAMPLE.as_secs_f64() / once.as_secs_f64().max(1e-9)).ceil().clamp(1.0, 4096.0) as usize;
+    // Whole rounds over the copies, so that each sample meets the same memory; for long launches a graph for each copy, in turn.
+    let launches = if launches > 1 { launches.next_multiple_of(sets.len()) } else { launches };
+    let graphs: Vec<Graph> = if launches > 1 {
+        vec![record(ctx, kernel, shape, sets, launches)?]
+    } else {
+        sets.chunks(1).map(|set| record(ctx, kernel, shape, set, 1)).collect::<Result<_>>()?
+    };
+    let mut timings = Vec::new();
+    let started = Instant::now();
+    for graph in graphs.iter().cycle() {
+        timings.push(timed(graph)?.as_secs_f64() / launches as f64);
+        let enough = timings.len() >= budget.min_samples && started.elapsed() >= budget.time;
+        if enough || timings.len() >= budget.max_samples {
+            break;
+        }
+    }
+    Ok((launches, timings))
 }
 
 type Operands = Vec<Option<Buffer>>;

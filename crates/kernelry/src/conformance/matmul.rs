@@ -99,6 +99,8 @@ pub(crate) fn batched_cases(c: &mut Cases) {
     if c.intensity >= 2 {
         c.add("a model's projection", BatchedMatmulParams { m: rows[rows.len() - 1], n: 1152, k: 1152, batch: 1, weights: 1 });
     }
+    let m = if c.kernel().contains("gemv") { 1 } else { 512 };
+    c.bench(format!("m={m} n=4096 k=4096"), BatchedMatmulParams { m, n: 4096, k: 4096, batch: 1, weights: 1 });
 }
 
 pub(crate) fn single_cases(c: &mut Cases) {
@@ -117,4 +119,6 @@ pub(crate) fn single_cases(c: &mut Cases) {
     if c.intensity >= 2 {
         c.add("a router", MatmulParams { m: 1, n: 256, k: 2048 });
     }
+    let m = if c.kernel().contains("matvec") { 1 } else { 512 };
+    c.bench(format!("m={m} n=4096 k=4096"), MatmulParams { m, n: 4096, k: 4096 });
 }

@@ -69,6 +69,9 @@ fn shapes(c: &mut Cases) {
     if c.intensity > 1 {
         c.add("many rows", NormParams { rows: 4096, dim: 256, eps: 1e-6 });
     }
+    for rows in [1, 512] {
+        c.bench(format!("rows={rows} dim=4096"), NormParams { rows, dim: 4096, eps: 1e-6 });
+    }
     c.add("a zero row", NormParams { rows: 2, dim: 64, eps: 1e-6 }).input("x", Input::Values(vec![0.0]));
     c.add("small values", NormParams { rows: 2, dim: 64, eps: 1e-6 }).input("x", Input::Normal(1e-4));
     c.add("large values", NormParams { rows: 2, dim: 64, eps: 1e-6 }).input("x", Input::Normal(1e4));

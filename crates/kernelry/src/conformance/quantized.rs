@@ -254,6 +254,7 @@ pub(crate) fn mul_mv_cases(c: &mut Cases) {
         c.add("a model's projection", MulMvParams::single(1, 2112, 2816)).input("weight", block.random());
         c.add("a model's projection, fast", MulMvParams::single(1, 2112, 2816)).input("weight", block.random()).fast();
     }
+    c.bench("m=1 n=14336 k=4096", MulMvParams::single(1, 14336, 4096)).input("weight", block.random());
 }
 
 pub(crate) fn mul_mv_ext_cases(c: &mut Cases) {
@@ -270,6 +271,7 @@ pub(crate) fn mul_mv_ext_cases(c: &mut Cases) {
     c.add("a row of NaN", small(5)).input("weight", block.random()).input("x", with_nan_row(3 * unit));
     c.add("fast exact", small(5)).input("weight", block.integers()).input("x", integers_with_127()).fast().exact();
     c.add("fast", small(8)).input("weight", block.random()).fast();
+    c.bench("m=4 n=14336 k=4096", MulMvExtParams { m: 4, n: 14336, k: 4096, batch: 1 }).input("weight", block.random());
 }
 
 pub(crate) fn mul_mm_cases(c: &mut Cases) {
@@ -304,6 +306,7 @@ pub(crate) fn mul_mm_cases(c: &mut Cases) {
         c.add("a model's projection", MulMmParams::single(64, 2112, 2816)).input("weight", block.random());
         c.add("a model's projection, fast", MulMmParams::single(64, 2112, 2816)).input("weight", block.random()).fast();
     }
+    c.bench("m=512 n=14336 k=4096", MulMmParams::single(512, 14336, 4096)).input("weight", block.random());
 }
 
 pub(crate) fn dequant_cases(c: &mut Cases) {
