@@ -41,6 +41,7 @@ pub(crate) enum Command {
     Bench(commands::bench::Args),
     Inspect(commands::inspect::Args),
     Quantize(commands::quantize::Args),
+    Generate(Box<commands::generate::Args>),
     /// Show versions, devices, backends and settings
     Doctor(commands::doctor::Args),
     /// Print a completion script for a shell

@@ -9,6 +9,7 @@ mod device;
 mod failure;
 mod glob;
 mod interrupt;
+mod model;
 mod output;
 mod progress;
 mod tensors;

@@ -8,8 +8,10 @@ use kernelry::catalogue::Kernel;
 use kernelry::registry::Math;
 use serde::Serialize;
 
+use super::bench_model::{self, Format, Plan};
 use crate::device::{DeviceArg, Selection};
 use crate::failure::{CliResult, Failure};
+use crate::model::ModelArg;
 use crate::output::Output;
 use crate::progress;
 
@@ -28,6 +30,34 @@ pub(crate) struct Args {
     /// Print comma-separated values
     #[arg(long)]
     csv: bool,
+    #[command(flatten)]
+    whole: WholeModel,
+}
+
+/// Measure a whole model instead, in the columns of llama-bench
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Whole models")]
+struct WholeModel {
+    #[command(flatten)]
+    model: ModelArg,
+    /// Tokens of the prompt test; 0 for none. Asks for a whole model, the one in the box without --model
+    #[arg(short = 'p', long = "prompt", value_name = "N")]
+    prompt: Option<usize>,
+    /// Tokens of the generation test; 0 for none
+    #[arg(short = 'n', long = "generate", value_name = "N")]
+    generate: Option<usize>,
+    /// Repeats of each test
+    #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    repeats: u16,
+    /// Format of the results
+    #[arg(short = 'o', long, value_enum, default_value_t = Format::Md)]
+    output: Format,
+}
+
+impl WholeModel {
+    fn asked_for(&self) -> bool {
+        self.model.model.is_some() || self.prompt.is_some() || self.generate.is_some()
+    }
 }
 
 /// One measured shape, the same fields in JSON and CSV.
@@ -63,6 +93,27 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
+    if args.whole.asked_for() {
+        let whole = &args.whole;
+        let format = if args.json {
+            Format::Json
+        } else if args.csv {
+            Format::Csv
+        } else {
+            whole.output
+        };
+        return bench_model::run(
+            &Plan {
+                model: &whole.model,
+                device: &args.device,
+                prompt: whole.prompt.unwrap_or(if whole.generate.is_some() { 0 } else { 512 }),
+                generate: whole.generate.unwrap_or(if whole.prompt.is_some() { 0 } else { 128 }),
+                repeats: usize::from(whole.repeats),
+                format,
+            },
+            out,
+        );
+    }
     let chosen = args.selection.kernels()?;
     let (device, ctx) = args.device.open()?;
     let mut work: Vec<(&'static Kernel, BenchShape)> = Vec::new();

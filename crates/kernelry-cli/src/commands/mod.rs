@@ -1,8 +1,10 @@
 //! One file for each verb.
 
 pub(crate) mod bench;
+mod bench_model;
 pub(crate) mod check;
 pub(crate) mod doctor;
+pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod list;
@@ -31,6 +33,7 @@ pub(crate) fn dispatch(cli: Cli) -> CliResult {
         Command::Bench(args) => bench::run(&args, out),
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Quantize(args) => quantize::run(&args, out),
+        Command::Generate(args) => generate::run(&args, out),
         Command::Doctor(args) => doctor::run(&args, out),
         Command::Completions { shell } => {
             let mut script = Vec::new();
