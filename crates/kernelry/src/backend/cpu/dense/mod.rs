@@ -69,7 +69,7 @@ pub(crate) enum Rounding {
 }
 
 /// Rows of activations for one matrix up to which reading each weight in turn is faster than tiles. Measured.
-const VECTOR_ROWS: usize = 8;
+const VECTOR_ROWS: usize = 6;
 
 /// A batch of products with dense weights.
 #[derive(Clone, Copy, Debug)]

@@ -48,18 +48,19 @@ pub(super) unsafe fn decode_step<S: Simd, F: Blocks>(s: S, p: *const u8, out: *m
         let (x, y) = F::scales(s, p);
         s.h_store(a.as_mut_ptr(), x);
         s.h_store(b.as_mut_ptr(), y);
-        let zero = F::zero::<S>();
+        // With a product that is exact, `scale · code - scale · zero` has the value of `scale · (code - zero)`, fused or not.
+        let zero = -F::zero::<S>() as f32;
         let mut g = 0;
         while g < STEP / F::GROUP {
-            let (scale, min) = if F::GROUP == 16 { (if g < 8 { a[g] } else { b[g - 8] }, 0.0) } else { (a[g], b[g]) };
-            let mut i = 0;
-            while i < F::GROUP {
-                let at = g * F::GROUP + i;
-                // The bias makes signed codes unsigned; without one they are read as what they are.
-                let code = if F::SIGNED && zero == 0 { i32::from(codes[at] as i8) } else { i32::from(codes[at]) - zero };
-                let v = code as f32 * scale;
-                *out.add(at) = if F::HAS_MIN { v + min } else { v };
-                i += 1;
+            let scale = if F::GROUP == 16 && g >= 8 { b[g - 8] } else { a[g % 8] };
+            let offset = if F::HAS_MIN { b[g % 8] } else { zero * scale };
+            let (scale, offset) = (s.splat(scale), s.splat(offset));
+            let mut i = g * F::GROUP;
+            while i < (g + 1) * F::GROUP {
+                let q = codes.as_ptr().add(i);
+                let q = if F::SIGNED { s.widen_codes::<true>(q) } else { s.widen_codes::<false>(q) };
+                s.store(out.add(i), s.fma(q, scale, offset));
+                i += S::LANES;
             }
             g += 1;
         }

@@ -41,7 +41,7 @@ pub(crate) enum Route {
 }
 
 /// Rows of activations up to which reading each weight in turn is faster than decoding panels. Measured.
-const VECTOR_ROWS: usize = 8;
+const VECTOR_ROWS: usize = 6;
 
 /// One product of activations with a quantised matrix.
 #[derive(Clone, Copy, Debug)]

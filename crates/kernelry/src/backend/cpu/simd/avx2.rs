@@ -121,6 +121,13 @@ impl Simd for Avx2 {
         }
     }
 
+    #[inline(always)]
+    unsafe fn widen_codes<const SIGNED: bool>(self, p: *const u8) -> __m256 {
+        // SAFETY: the token proves that the machine has the instructions; the memory is the caller's duty.
+        // Unsigned codes are at most 127.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+
     memory! {
         fn load(p: *const f32) -> __m256 = _mm256_loadu_ps(p);
         fn load_n(p: *const f32, n: usize) -> __m256 = {

@@ -119,6 +119,12 @@ impl Simd for Avx512 {
         }
     }
 
+    #[inline(always)]
+    unsafe fn widen_codes<const SIGNED: bool>(self, p: *const u8) -> __m512 {
+        // SAFETY: the token proves that the machine has the instructions; the memory is the caller's duty.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+
     memory! {
         fn load(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
         fn load_n(p: *const f32, n: usize) -> __m512 = _mm512_maskz_loadu_ps(((1u32 << n.min(16)) - 1) as u16, p);

@@ -204,6 +204,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn dot<const SIGNED: bool>(self, acc: Self::I, codes: Self::B, x: Self::B) -> Self::I;
     /// Byte `i` of each lane's four as a float: unsigned, or with `SIGNED` signed unless there is a bias.
     fn quarter<const SIGNED: bool>(self, codes: Self::B, i: usize) -> Self::F;
+    /// [`Simd::LANES`] bytes as floats: unsigned, or with `SIGNED` signed unless there is a bias.
+    ///
+    /// # Safety
+    /// They can be read.
+    unsafe fn widen_codes<const SIGNED: bool>(self, p: *const u8) -> Self::F;
 
     /// For each block of 32: 16 bytes at `p` (the second block, where there is one, at `p + stride`), low nibbles, then high ones.
     ///

@@ -182,6 +182,12 @@ impl Simd for Portable {
     fn quarter<const SIGNED: bool>(self, codes: Self::B, i: usize) -> Self::F {
         std::array::from_fn(|l| f32::from(codes[4 * l + i] as i8))
     }
+    #[inline(always)]
+    unsafe fn widen_codes<const SIGNED: bool>(self, p: *const u8) -> Self::F {
+        // SAFETY: the caller's.
+        let codes: [u8; L] = unsafe { get(p) };
+        codes.map(|c| f32::from(c as i8))
+    }
 
     #[inline(always)]
     unsafe fn nibbles(self, p: *const u8, _stride: usize) -> Self::B {
