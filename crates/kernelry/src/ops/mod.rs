@@ -1,9 +1,8 @@
 //! Operations by family: catalogue entries and typed launchers.
 //!
 //! A launcher is a struct with named fields; `encode` checks the arguments against the catalogue entry and records the launch. Every
-//! launcher fails with [`Error::InvalidArgument`](crate::Error::InvalidArgument),
-//! [`Error::UnsupportedDType`](crate::Error::UnsupportedDType) or [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) for wrong
-//! arguments, and [`Error::BackendUnsupported`](crate::Error::BackendUnsupported) where the device lacks the kernel; then nothing was
+//! launcher fails with [`Error::InvalidArgument`], [`Error::UnsupportedDType`] or [`Error::DeviceMismatch`] for wrong arguments, and
+//! [`Error::BackendUnsupported`] where the device lacks the kernel; then nothing was
 //! recorded.
 
 pub mod activation;
