@@ -43,6 +43,11 @@ impl Failure {
         Failure { code: crate::interrupt::EXIT_CODE, message: "interrupted".into(), hint: None }
     }
 
+    /// Ctrl-C ended it, and what was done until then has been shown.
+    pub(crate) fn stopped() -> Failure {
+        Failure { message: String::new(), ..Failure::interrupted() }
+    }
+
     /// The command has said on standard output what failed: only the exit code is left.
     pub(crate) fn reported() -> Failure {
         Failure::runtime("")

@@ -64,4 +64,30 @@ impl ModelArg {
     pub(crate) fn path(&self) -> PathBuf {
         self.model.clone().unwrap_or_else(|| Path::new("the model in the box").to_owned())
     }
+
+    /// What most of the weights are stored as, in llama.cpp's words.
+    pub(crate) fn file_type(&self) -> CliResult<&'static str> {
+        Ok(match self.file()?.get_u32("general.file_type").unwrap_or(u32::MAX) {
+            0 => "all F32",
+            1 => "F16",
+            2 => "Q4_0",
+            3 => "Q4_1",
+            7 => "Q8_0",
+            8 => "Q5_0",
+            9 => "Q5_1",
+            10 => "Q2_K - Medium",
+            11 => "Q3_K - Small",
+            12 => "Q3_K - Medium",
+            13 => "Q3_K - Large",
+            14 => "Q4_K - Small",
+            15 => "Q4_K - Medium",
+            16 => "Q5_K - Small",
+            17 => "Q5_K - Medium",
+            18 => "Q6_K",
+            25 => "IQ4_NL - 4.5 bpw",
+            30 => "IQ4_XS - 4.25 bpw",
+            32 => "BF16",
+            _ => "mixed",
+        })
+    }
 }

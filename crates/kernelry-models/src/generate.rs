@@ -78,7 +78,8 @@ impl Generator {
         &mut self.session
     }
 
-    /// Writes after `prompt` in an empty context. `on_text` gets each piece of text as it is certain and says whether to go on.
+    /// Writes after `prompt` in an empty context. `on_text` gets each piece of text as it is certain and says whether to go on; it is also
+    /// asked with an empty piece, after each batch of a long prompt and after tokens whose text is not certain yet.
     ///
     /// Without a limit in `conditions` it ends when the context is full. The model's end-of-generation tokens always end it.
     ///
@@ -109,11 +110,22 @@ impl Generator {
         self.session.truncate(0)?;
 
         let started = Instant::now();
-        let mut logits = self.session.append(prompt)?.to_vec();
+        let (mut logits, mut go_on) = (Vec::new(), true);
+        let (first, rest) = prompt.split_at(prompt.len().min(self.session.model().options().batch.max(1)));
+        for part in std::iter::once(first).chain(rest.chunks(first.len().max(1))) {
+            logits = self.session.append(part)?.to_vec();
+            go_on = on_text("");
+            if !go_on {
+                break;
+            }
+        }
         let prompt_time = started.elapsed();
         let (mut tokens, mut text) = (Vec::new(), String::new());
         let started = Instant::now();
         let reason = loop {
+            if !go_on {
+                break None;
+            }
             if let Some(reason) = watch.ended() {
                 break Some(reason.clone());
             }
@@ -124,9 +136,12 @@ impl Generator {
             tokens.push(token);
             let step = watch.push(token)?;
             text.push_str(&step.text);
-            let go_on = step.text.is_empty() || on_text(&step.text);
-            if step.reason.is_some() || !go_on {
+            go_on = on_text(&step.text);
+            if step.reason.is_some() {
                 break step.reason;
+            }
+            if !go_on {
+                continue;
             }
             logits.clear();
             logits.extend_from_slice(self.session.append(&[token])?);

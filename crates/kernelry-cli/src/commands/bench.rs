@@ -40,12 +40,13 @@ pub(crate) struct Args {
 struct WholeModel {
     #[command(flatten)]
     model: ModelArg,
-    /// Tokens of the prompt test; 0 for none. Asks for a whole model, the one in the box without --model
-    #[arg(short = 'p', long = "prompt", value_name = "N")]
-    prompt: Option<usize>,
-    /// Tokens of the generation test; 0 for none
-    #[arg(short = 'n', long = "generate", value_name = "N")]
-    generate: Option<usize>,
+    /// Tokens of the prompt test, or of several separated by commas; 0 for none. Asks for a whole model, the one in the box without
+    /// --model [default: 512, or none with -n]
+    #[arg(short = 'p', long = "prompt", value_name = "N", value_delimiter = ',')]
+    prompt: Vec<usize>,
+    /// Tokens of the generation test, likewise [default: 128, or none with -p]
+    #[arg(short = 'n', long = "generate", value_name = "N", value_delimiter = ',')]
+    generate: Vec<usize>,
     /// Repeats of each test
     #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     repeats: u16,
@@ -56,7 +57,7 @@ struct WholeModel {
 
 impl WholeModel {
     fn asked_for(&self) -> bool {
-        self.model.model.is_some() || self.prompt.is_some() || self.generate.is_some()
+        self.model.model.is_some() || !self.prompt.is_empty() || !self.generate.is_empty()
     }
 }
 
@@ -95,6 +96,9 @@ struct Report {
 pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
     if args.whole.asked_for() {
         let whole = &args.whole;
+        if !args.selection.globs.is_empty() || args.selection.family.is_some() {
+            return Err(Failure::usage("got kernels and a whole model (--model, -p or -n), expected one of them"));
+        }
         let format = if args.json {
             Format::Json
         } else if args.csv {
@@ -106,8 +110,8 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
             &Plan {
                 model: &whole.model,
                 device: &args.device,
-                prompt: whole.prompt.unwrap_or(if whole.generate.is_some() { 0 } else { 512 }),
-                generate: whole.generate.unwrap_or(if whole.prompt.is_some() { 0 } else { 128 }),
+                prompt: if whole.prompt.is_empty() && whole.generate.is_empty() { &[512] } else { &whole.prompt },
+                generate: if whole.prompt.is_empty() && whole.generate.is_empty() { &[128] } else { &whole.generate },
                 repeats: usize::from(whole.repeats),
                 format,
             },

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use kernelry::backend::DeviceInfo;
 use kernelry_models::Generator;
 use serde::Serialize;
 
@@ -24,8 +25,8 @@ pub(crate) enum Format {
 pub(crate) struct Plan<'a> {
     pub(crate) model: &'a ModelArg,
     pub(crate) device: &'a DeviceArg,
-    pub(crate) prompt: usize,
-    pub(crate) generate: usize,
+    pub(crate) prompt: &'a [usize],
+    pub(crate) generate: &'a [usize],
     pub(crate) repeats: usize,
     pub(crate) format: Format,
 }
@@ -38,7 +39,7 @@ struct Row {
     model_size: u64,
     model_n_params: u64,
     backends: String,
-    n_threads: usize,
+    n_threads: u32,
     n_batch: usize,
     type_k: String,
     n_prompt: usize,
@@ -48,29 +49,34 @@ struct Row {
     avg_ts: f64,
     stddev_ts: f64,
     samples_ns: Vec<u64>,
+    samples_ts: Vec<f64>,
 }
 
 pub(crate) fn run(plan: &Plan<'_>, out: &mut Output) -> CliResult {
-    let (device, ctx) = plan.device.open()?;
+    let (_, ctx) = plan.device.open()?;
+    let info = ctx.device().info().clone();
     let mut generator = plan.model.load(&ctx)?;
     let capacity = generator.session().capacity();
-    if plan.prompt.max(plan.generate) > capacity || plan.prompt.max(plan.generate) == 0 {
-        return Err(Failure::usage(format!(
-            "-p and -n: got {} and {}, expected one of them above 0 and neither above the context of {capacity}",
-            plan.prompt, plan.generate
-        )));
+    let tests: Vec<(usize, usize)> = plan.prompt.iter().map(|&p| (p, 0)).chain(plan.generate.iter().map(|&n| (0, n))).collect();
+    let longest = tests.iter().map(|&(p, n)| p.max(n)).max().unwrap_or(0);
+    if longest == 0 {
+        return Err(Failure::usage("nothing to measure: -p and -n are both 0"));
     }
+    if longest > capacity {
+        return Err(Failure::usage(format!("-p and -n: got {longest} tokens, expected at most {capacity}, the context")));
+    }
+    interrupt::listen();
     let mut rows = Vec::new();
-    for (n_prompt, n_gen) in [(plan.prompt, 0), (0, plan.generate)] {
+    for (n_prompt, n_gen) in tests {
         if n_prompt + n_gen > 0 {
-            rows.push(measure(plan, &mut generator, &device, n_prompt, n_gen)?);
+            rows.push(measure(plan, &mut generator, &info, n_prompt, n_gen)?);
         }
     }
     print(plan.format, &rows, out)
 }
 
 /// One untimed run, then the repeats.
-fn measure(plan: &Plan<'_>, generator: &mut Generator, device: &str, n_prompt: usize, n_gen: usize) -> CliResult<Row> {
+fn measure(plan: &Plan<'_>, generator: &mut Generator, device: &DeviceInfo, n_prompt: usize, n_gen: usize) -> CliResult<Row> {
     let vocab = generator.tokenizer().vocab_size().max(1) as u32;
     let token = |i: usize| (i as u32).wrapping_mul(2_654_435_761) % vocab;
     let prompt: Vec<u32> = (0..n_prompt).map(token).collect();
@@ -84,6 +90,7 @@ fn measure(plan: &Plan<'_>, generator: &mut Generator, device: &str, n_prompt: u
             session.append(&prompt)?;
         }
         for i in 0..n_gen {
+            interrupt::check()?;
             session.append(&[token(i)])?;
         }
         if repeat > 0 {
@@ -98,11 +105,11 @@ fn measure(plan: &Plan<'_>, generator: &mut Generator, device: &str, n_prompt: u
     let config = model.config();
     Ok(Row {
         model_filename: plan.model.path().display().to_string(),
-        model_type: format!("{} {}", config.architecture.name(), config.name.as_deref().unwrap_or("")).trim().to_owned(),
+        model_type: format!("{} {} {}", config.architecture.name(), params(model.parameters()).replace(' ', ""), plan.model.file_type()?),
         model_size: model.weight_bytes(),
         model_n_params: model.parameters(),
-        backends: device.to_owned(),
-        n_threads: kernelry::Config::from_env().threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        backends: device.backend.to_uppercase(),
+        n_threads: device.units,
         n_batch: model.options().batch,
         type_k: model.options().kv_type.dtype().to_string(),
         n_prompt,
@@ -112,6 +119,7 @@ fn measure(plan: &Plan<'_>, generator: &mut Generator, device: &str, n_prompt: u
         avg_ts,
         stddev_ts,
         samples_ns: samples,
+        samples_ts: speeds,
     })
 }
 
@@ -158,21 +166,49 @@ fn print(format: Format, rows: &[Row], out: &mut Output) -> CliResult {
             })
         }
         Format::Md => {
-            out.line("| model | size | params | backend | threads | test | t/s |")?;
-            out.line("| --- | ---: | ---: | --- | ---: | ---: | ---: |")?;
+            out.line(md(["model", "size", "params", "backend", "threads", "test", "t/s"].map(str::to_owned)))?;
+            out.line(RULE)?;
             rows.iter().try_for_each(|r| {
-                out.line(format!(
-                    "| {} | {:.2} MiB | {:.2} M | {} | {} | {} | {:.2} ± {:.2} |",
-                    r.model_type,
-                    r.model_size as f64 / (1 << 20) as f64,
-                    r.model_n_params as f64 / 1e6,
-                    r.backends,
-                    r.n_threads,
-                    r.test(),
-                    r.avg_ts,
-                    r.stddev_ts
-                ))
+                let (size, params) = (size(r.model_size), params(r.model_n_params));
+                let rate = format!("{:.2} ± {:.2}", r.avg_ts, r.stddev_ts);
+                out.line(md([r.model_type.clone(), size, params, r.backends.clone(), r.n_threads.to_string(), r.test(), rate]))
             })
         }
+    }
+}
+
+const RULE: &str =
+    "| ------------------------------ | ---------: | ---------: | ---------- | ------: | ------------: | -------------------: |";
+
+fn md([model, size, params, backend, threads, test, rate]: [String; 7]) -> String {
+    format!("| {model:30} | {size:>10} | {params:>10} | {backend:10} | {threads:>7} | {test:>13} | {rate:>20} |")
+}
+
+/// A number of weights: `6.74 B`.
+fn params(n: u64) -> String {
+    if n >= 1_000_000_000 { format!("{:.2} B", n as f64 / 1e9) } else { format!("{:.2} M", n as f64 / 1e6) }
+}
+
+fn size(bytes: u64) -> String {
+    let mib = bytes as f64 / (1u64 << 20) as f64;
+    if mib >= 1024.0 { format!("{:.2} GiB", mib / 1024.0) } else { format!("{mib:.2} MiB") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_as_llama_bench_prints_them() {
+        assert_eq!(params(6_738_415_616), "6.74 B");
+        assert_eq!(params(135_000_000), "135.00 M");
+        assert_eq!(size(3_825_806_912), "3.56 GiB");
+        assert_eq!(size(100 << 20), "100.00 MiB");
+    }
+
+    #[test]
+    fn rows_line_up_with_the_rule() {
+        let cells = ["llama 6.74B Q4_0", "3.56 GiB", "6.74 B", "CPU", "8", "pp512", "79.20 ± 0.21"].map(str::to_owned);
+        assert_eq!(md(cells).chars().count(), RULE.chars().count());
     }
 }

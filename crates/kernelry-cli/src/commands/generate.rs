@@ -4,8 +4,8 @@ use std::io::{IsTerminal, Read, Write};
 use std::time::Duration;
 
 use kernelry_models::chat::{ChatInput, ChatTemplate, Message};
-use kernelry_models::sampler::SamplingParams;
-use kernelry_models::stop::StopConditions;
+use kernelry_models::sampler::{Sampler, SamplingParams};
+use kernelry_models::stop::{StopConditions, StopReason};
 use kernelry_models::tokenizer::Specials;
 use kernelry_models::{Generated, Generator};
 use serde::Serialize;
@@ -31,19 +31,19 @@ pub(crate) struct Args {
     #[arg(short = 'n', long = "tokens", value_name = "N")]
     tokens: Option<usize>,
     /// Divides the logits; 0 takes the most probable token
-    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    #[arg(long, value_name = "T", default_value_t = 0.7, allow_negative_numbers = true)]
     temperature: f32,
     /// Keep this many tokens; 0 keeps all
     #[arg(long, value_name = "K", default_value_t = 40)]
     top_k: usize,
     /// Keep the most probable tokens up to this sum
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true)]
     top_p: f32,
     /// Keep tokens at least this probable, relative to the most probable one
-    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    #[arg(long, value_name = "P", default_value_t = 0.05, allow_negative_numbers = true)]
     min_p: f32,
     /// Weakens tokens that have been used; 1 does nothing
-    #[arg(long, value_name = "X", default_value_t = 1.1)]
+    #[arg(long, value_name = "X", default_value_t = 1.1, allow_negative_numbers = true)]
     repeat_penalty: f32,
     /// Same seed, prompt and options give the same text [default: a random one]
     #[arg(long, value_name = "S")]
@@ -51,6 +51,9 @@ pub(crate) struct Args {
     /// End where this text appears; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// Go on where the model would end
+    #[arg(long)]
+    ignore_eos: bool,
     /// Put the prompt into the model's chat template
     #[arg(long)]
     chat: bool,
@@ -65,6 +68,13 @@ pub(crate) struct Args {
     json: bool,
 }
 
+impl Args {
+    /// Most tokens to write. The model in the box goes on for ever.
+    fn limit(&self) -> Option<usize> {
+        self.tokens.or(self.model.model.is_none().then_some(128))
+    }
+}
+
 #[derive(Serialize)]
 struct Report<'a> {
     prompt: &'a str,
@@ -74,7 +84,9 @@ struct Report<'a> {
     generated_tokens: usize,
     prompt_tokens_per_second: f64,
     generation_tokens_per_second: f64,
-    interrupted: bool,
+    seed: u64,
+    /// `end`, `stop`, `length`, `context` or `interrupted`.
+    reason: &'static str,
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
@@ -89,18 +101,24 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
         seed: args.seed,
         ..SamplingParams::default()
     };
-    sampling.validate()?;
+    // Parameters out of range are found before anything is loaded; a random seed is drawn here, so that it can be shown.
+    let seed = Sampler::new(sampling.clone())?.seed();
+    let mut sampling = SamplingParams { seed: Some(seed), ..sampling };
     let mut generator = args.model.load(&ctx)?;
     let ids = encode(args, &generator, &prompt)?;
-    let default_tokens = if args.model.model.is_none() { Some(128) } else { None };
-    let conditions = StopConditions { strings: args.stop.clone(), max_tokens: args.tokens.or(default_tokens), ..StopConditions::default() };
+    if args.ignore_eos {
+        sampling.logit_bias = generator.tokenizer().end_of_generation().iter().map(|&id| (id, f32::NEG_INFINITY)).collect();
+    }
+    let conditions = StopConditions { strings: args.stop.clone(), max_tokens: args.limit(), ..StopConditions::default() };
     if !args.json && !args.chat && !args.no_echo {
         out.write(prompt.as_bytes())?;
         out.flush()?;
     }
+    crate::interrupt::listen();
     let mut failed = None;
     let mut on_text = |text: &str| {
         if !args.json
+            && !text.is_empty()
             && let Err(e) = out.write(text.as_bytes()).and_then(|()| out.flush())
         {
             failed = Some(e);
@@ -111,7 +129,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
     if let Some(failure) = failed {
         return Err(failure);
     }
-    let interrupted = crate::interrupt::requested();
+    let interrupted = done.reason.is_none();
     if args.json {
         out.json(&Report {
             prompt: &prompt,
@@ -121,14 +139,15 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
             generated_tokens: done.tokens.len(),
             prompt_tokens_per_second: rate(done.prompt_tokens, done.prompt_time),
             generation_tokens_per_second: generation_rate(&done),
-            interrupted,
+            seed,
+            reason: reason(&done, args),
         })?;
     } else {
         out.line("")?;
         out.flush()?;
-        statistics(&done);
+        statistics(&done, seed, reason(&done, args));
     }
-    if interrupted { Err(Failure::interrupted()) } else { Ok(()) }
+    if interrupted { Err(Failure::stopped()) } else { Ok(()) }
 }
 
 fn read_prompt(args: &Args) -> CliResult<String> {
@@ -175,9 +194,27 @@ fn generation_rate(done: &Generated) -> f64 {
     rate(done.tokens.len().saturating_sub(1), done.generation_time)
 }
 
-fn statistics(done: &Generated) {
+/// Why the text ended, in a word.
+fn reason(done: &Generated, args: &Args) -> &'static str {
+    match &done.reason {
+        Some(StopReason::Token(_)) => "end",
+        Some(StopReason::Text(_)) => "stop",
+        Some(StopReason::Length) if args.limit().is_some_and(|limit| done.tokens.len() >= limit) => "length",
+        Some(StopReason::Length) => "context",
+        None => "interrupted",
+    }
+}
+
+fn statistics(done: &Generated, seed: u64, reason: &str) {
+    let reason = match reason {
+        "end" => "the model",
+        "stop" => "a stop text",
+        "length" => "the limit of -n",
+        "context" => "the end of the context",
+        _ => "Ctrl-C",
+    };
     let line = format!(
-        "prompt {} tokens, {:.0} tokens/s; generation {} tokens, {:.0} tokens/s",
+        "prompt {} tokens, {:.0} tokens/s; generation {} tokens, {:.0} tokens/s; seed {seed}; ended by {reason}",
         done.prompt_tokens,
         rate(done.prompt_tokens, done.prompt_time),
         done.tokens.len(),
