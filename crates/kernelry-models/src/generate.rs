@@ -78,6 +78,18 @@ impl Generator {
         &mut self.session
     }
 
+    /// Whether a prompt fits the context with room for an answer.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if it does not.
+    pub fn check_prompt(&self, prompt: &[u32]) -> Result<()> {
+        let capacity = self.session.capacity();
+        if prompt.len() < capacity {
+            return Ok(());
+        }
+        Err(Error::invalid("generate", format!("prompt: got {} tokens, expected fewer than the context of {capacity}", prompt.len())))
+    }
+
     /// Writes after `prompt` in an empty context. `on_text` gets each piece of text as it is certain and says whether to go on; it is also
     /// asked with an empty piece, after each batch of a long prompt and after tokens whose text is not certain yet.
     ///
@@ -92,13 +104,8 @@ impl Generator {
         mut conditions: StopConditions,
         on_text: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Generated> {
+        self.check_prompt(prompt)?;
         let capacity = self.session.capacity();
-        if prompt.len() >= capacity {
-            return Err(Error::invalid(
-                "generate",
-                format!("prompt: got {} tokens, expected fewer than the context of {capacity}", prompt.len()),
-            ));
-        }
         // The last token sampled is not appended, so it needs no room.
         let room = capacity - prompt.len() + 1;
         conditions.max_tokens = Some(conditions.max_tokens.unwrap_or(room).min(room));

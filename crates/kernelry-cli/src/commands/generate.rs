@@ -106,6 +106,8 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
     let mut sampling = SamplingParams { seed: Some(seed), ..sampling };
     let mut generator = args.model.load(&ctx)?;
     let ids = encode(args, &generator, &prompt)?;
+    // Before anything is shown.
+    generator.check_prompt(&ids)?;
     if args.ignore_eos {
         sampling.logit_bias = generator.tokenizer().end_of_generation().iter().map(|&id| (id, f32::NEG_INFINITY)).collect();
     }
