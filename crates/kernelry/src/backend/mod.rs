@@ -1,6 +1,9 @@
 //! The device abstraction: what a backend must do, and nothing that ops or models may see of one.
 
 pub mod cpu;
+mod dialect;
+
+pub use dialect::Target;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -63,6 +66,13 @@ pub struct Unit<'a> {
     pub constants: &'a Constants,
     /// Options.
     pub options: Options,
+}
+
+impl<'a> Unit<'a> {
+    /// A unit from its parts.
+    pub fn new(name: &'a str, text: &'a str, constants: &'a Constants, options: Options) -> Unit<'a> {
+        Unit { name, text, constants, options }
+    }
 }
 
 /// Compiles kernel texts for one device.

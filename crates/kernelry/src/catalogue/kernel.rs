@@ -1,6 +1,6 @@
 //! A catalogue entry and its builder.
 
-use super::{Dims, Family, ParamLayout, Params, Shape};
+use super::{Dims, Family, Instance, ParamLayout, Params, Shape, Text};
 use crate::backend::cpu::CpuFn;
 use crate::conformance::{CasesFn, ReferenceFn};
 use crate::registry::{ConstantType, ConstantValue};
@@ -130,6 +130,7 @@ pub struct Kernel {
     pub(crate) bytes: Option<ParamCost>,
     pub(crate) geometry: Option<ParamGeometry>,
     pub(crate) cpu: Option<CpuFn>,
+    pub(crate) text: Option<Instance>,
     pub(crate) reference: Option<ReferenceFn>,
     pub(crate) cases: Option<CasesFn>,
 }
@@ -163,6 +164,7 @@ impl Kernel {
                 bytes: None,
                 geometry: None,
                 cpu: None,
+                text: None,
                 reference: None,
                 cases: None,
             },
@@ -216,6 +218,10 @@ impl Kernel {
     /// Whether the conformance suite has a reference and cases for it.
     pub fn is_tested(&self) -> bool {
         self.reference.is_some() && self.cases.is_some()
+    }
+    /// The kernel text for GPUs as compilers get it after their prelude, if there is one.
+    pub fn gpu_text(&self) -> Option<String> {
+        self.text.as_ref().map(super::assemble)
     }
     /// Index of a binding by name.
     pub fn binding_index(&self, name: &str) -> Option<usize> {
@@ -408,6 +414,12 @@ impl KernelBuilder {
     /// The native CPU implementation.
     pub(crate) fn cpu(mut self, run: CpuFn) -> Self {
         self.kernel.cpu = Some(run);
+        self
+    }
+
+    /// The kernel text for GPUs: a file, and the lines after it that instantiate this name (none where the file does it itself).
+    pub(crate) fn text(mut self, text: Text, lines: &'static str) -> Self {
+        self.kernel.text = Some(Instance { text, lines });
         self
     }
 

@@ -7,6 +7,7 @@ mod family;
 mod kernel;
 mod params;
 mod shape;
+mod text;
 
 pub use bytemuck::{Pod, Zeroable};
 pub use family::Family;
@@ -15,6 +16,8 @@ pub use params::{NoParams, ParamField, ParamKind, ParamLayout, ParamSpec, Params
 #[doc(hidden)]
 pub use params::{field_spec as params_field, layout as params_layout};
 pub use shape::{Dims, Shape};
+pub(crate) use text::assemble;
+pub use text::{Instance, Text};
 
 use std::sync::LazyLock;
 

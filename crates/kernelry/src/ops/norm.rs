@@ -7,9 +7,11 @@ use super::{rows_and_cols, unsupported};
 use crate::DType::{BF16, F16, F32};
 use crate::backend::cpu::CpuFn;
 use crate::backend::cpu::norm as cpu;
-use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder};
+use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, Text};
 use crate::conformance::norm as oracle;
-use crate::{Buffer, DType, Encoder, Result, bf16, f16};
+use crate::{Buffer, DType, Encoder, Result, bf16, f16, kernel_text};
+
+const TEXT: Text = kernel_text!("norm.h");
 
 crate::params! {
     /// Parameters of kernels that normalise rows.
@@ -27,6 +29,7 @@ crate::params! {
 fn row_kernel(name: &str, summary: &'static str) -> KernelBuilder {
     let entry = Kernel::builder(name, Family::Norm, summary)
         .params::<NormParams>()
+        .text(TEXT, "")
         .check(|p: &NormParams| {
             if p.eps.is_finite() && p.eps >= 0.0 {
                 Ok(())
@@ -34,7 +37,7 @@ fn row_kernel(name: &str, summary: &'static str) -> KernelBuilder {
                 Err(format!("eps: got {}, expected a finite value of at least 0", p.eps))
             }
         })
-        .geometry(|p: &NormParams| Geometry::linear(p.rows, p.dim.checked_next_power_of_two().unwrap_or(256).clamp(32, 256)))
+        .geometry(|p: &NormParams| Geometry::linear(p.rows, p.dim.checked_next_power_of_two().unwrap_or(256).clamp(64, 256)))
         .flops(|p: &NormParams| 4.0 * f64::from(p.rows) * f64::from(p.dim));
     if !name.ends_with("_v2") {
         return entry;

@@ -39,8 +39,8 @@ impl Source {
     }
 
     /// The text of a catalogue entry, if it has one.
-    pub(super) fn builtin(_entry: &Kernel) -> Option<Source> {
-        None
+    pub(super) fn builtin(entry: &Kernel) -> Option<Source> {
+        Some(Source::new(None, entry.gpu_text()?.into(), SourceSlots::Any))
     }
 
     /// Texts without a named backend are for those that compile texts, which the CPU does not.
