@@ -8,6 +8,9 @@ use std::sync::LazyLock;
 /// |---|---|---|
 /// | `KERNELRY_DEVICE` | device that the command line uses by default (`cpu`) | `--device` |
 /// | `KERNELRY_THREADS` | worker threads of the CPU backend; default: all | `--threads`, rayon's global pool |
+/// | `KERNELRY_EMULATOR_SEED` | seed of the emulator's schedules (0) | `EmulatorOptions::seed` |
+/// | `KERNELRY_EMULATOR_WARP` | lanes of the emulator's warps: 8, 16, 32 or 64 (32) | `EmulatorOptions::warp` |
+/// | `KERNELRY_EMULATOR_UNDEFINED` | `1`: the emulator reports undefined behaviour too | `EmulatorOptions::undefined` |
 /// | `KERNELRY_FORCE_SERIAL` | `1`: a barrier after each launch | [`Encoder::set_force_serial`](crate::Encoder::set_force_serial) |
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -18,6 +21,9 @@ pub struct Config {
     pub threads: Option<usize>,
     /// A barrier after each launch.
     pub force_serial: bool,
+    /// How the emulator runs.
+    #[cfg(feature = "emulator")]
+    pub emulator: crate::backend::emulator::EmulatorOptions,
 }
 
 impl Config {
@@ -29,10 +35,17 @@ impl Config {
 
     /// Parses settings from any source of variables. Values that cannot be understood count as not set.
     pub fn parse(get: impl Fn(&str) -> Option<String>) -> Config {
+        let flag = |name: &str| get(name).is_some_and(|v| !matches!(v.as_str(), "" | "0" | "false" | "off"));
         Config {
             device: get("KERNELRY_DEVICE").filter(|d| !d.is_empty()),
             threads: get("KERNELRY_THREADS").and_then(|t| t.parse().ok()).filter(|&t| t > 0),
-            force_serial: get("KERNELRY_FORCE_SERIAL").is_some_and(|v| !matches!(v.as_str(), "" | "0" | "false" | "off")),
+            force_serial: flag("KERNELRY_FORCE_SERIAL"),
+            #[cfg(feature = "emulator")]
+            emulator: crate::backend::emulator::EmulatorOptions {
+                seed: get("KERNELRY_EMULATOR_SEED").and_then(|v| v.parse().ok()).unwrap_or(0),
+                warp: get("KERNELRY_EMULATOR_WARP").and_then(|v| v.parse().ok()).unwrap_or(32),
+                undefined: flag("KERNELRY_EMULATOR_UNDEFINED"),
+            },
         }
     }
 }

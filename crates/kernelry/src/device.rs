@@ -37,15 +37,26 @@ impl Device {
         Device::new(Arc::new(crate::backend::cpu::CpuBackend::new()))
     }
 
-    /// Opens a device by name: `cpu`.
+    /// Opens a device by name: `cpu`, `emulator`.
     ///
     /// # Errors
     /// [`Error::DeviceNotFound`] with the reason if there is none of that name here.
     pub fn open(name: &str) -> Result<Device> {
         match name {
             "cpu" => Ok(Device::cpu()),
+            #[cfg(feature = "emulator")]
+            "emulator" => Device::emulator(crate::Config::from_env().emulator),
             _ => Err(Error::DeviceNotFound { device: name.to_owned(), reason: backend_state(name) }),
         }
+    }
+
+    /// The emulator, which runs kernel texts for GPUs on the CPU and reports their mistakes.
+    ///
+    /// # Errors
+    /// As [`EmulatorBackend::new`](crate::backend::emulator::EmulatorBackend::new).
+    #[cfg(feature = "emulator")]
+    pub fn emulator(options: crate::backend::emulator::EmulatorOptions) -> Result<Device> {
+        Ok(Device::new(Arc::new(crate::backend::emulator::EmulatorBackend::new(options)?)))
     }
 
     /// Identity.
@@ -98,7 +109,9 @@ pub const BACKENDS: &[&str] = &["cpu", "cuda", "metal", "emulator"];
 pub fn backend_state(name: &str) -> String {
     match name {
         "cpu" => format!("available: {}", crate::backend::cpu::describe()),
-        "cuda" | "metal" | "emulator" => "this build has no such backend".to_owned(),
+        #[cfg(feature = "emulator")]
+        "emulator" => crate::backend::emulator::EmulatorBackend::describe(),
+        name if BACKENDS.contains(&name) => "this build has no such backend".to_owned(),
         _ => format!("unknown backend, expected one of: {}", BACKENDS.join(", ")),
     }
 }

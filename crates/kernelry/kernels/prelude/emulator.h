@@ -27,21 +27,24 @@ struct KnHost {
   void (*barrier)(KnFiber*, uint all, void* code);
   void (*warp_sync)(KnFiber*, void* code);
   uint (*shuffle)(KnFiber*, uint value, uint lane, void* code);
-  void* (*shared)(KnFiber*, const char* name, ulong bytes);
+  void* (*shared)(KnFiber*, const char* name, ulong bytes, ulong element);
   void (*undefined)(KnFiber*, const char* what, const char* file, uint line, void* code);
 };
 #define KN_QUIET __attribute__((no_sanitize("thread"), no_sanitize("undefined")))
 extern "C" {
+#define KN_EXPORT __attribute__((visibility("default"), used))
 extern char __ehdr_start __attribute__((visibility("hidden")));
 extern char _end __attribute__((visibility("hidden")));
 static KnHost kn_host;
 static thread_local KnFiber* kn_current;
-KN_QUIET void kn_attach(const KnHost* host, const char** range) {
+extern KN_EXPORT const uint kn_warp_width;
+const uint kn_warp_width = KN_WARP;
+KN_EXPORT KN_QUIET void kn_attach(const KnHost* host, const char** range) {
   kn_host = *host;
   range[0] = &__ehdr_start;
   range[1] = &_end;
 }
-KN_QUIET KnFiber** kn_current_slot() { return &kn_current; }
+KN_EXPORT KN_QUIET KnFiber** kn_current_slot() { return &kn_current; }
 
 // Instrumentation.
 KN_QUIET static inline void kn_see(const void* address, uint bytes, uint kind, void* code) {
@@ -86,6 +89,10 @@ KN_UB(builtin_unreachable, "unreachable code")
 #undef KN_UB
 }
 
+// Not inlined: the return address says where in the text the call was.
+#define KN_CALL KN_QUIET __attribute__((noinline, unused)) static
+KN_CALL void* kn_shared(const char* name, ulong bytes, ulong element) { return kn_host.shared(kn_current, name, bytes, element); }
+
 // Functions, address spaces, declarations.
 #define KN_FN inline
 #define KN_GLOBAL
@@ -93,7 +100,7 @@ KN_UB(builtin_unreachable, "unreachable code")
 #define KN_PRIVATE
 #define KN_PARAMS
 #define KN_TABLE(T, name, n) static const T name[n]
-#define KN_SHARED(T, name, n) T* const name = (T*)kn_host.shared(kn_current, #name, sizeof(T) * (n))
+#define KN_SHARED(T, name, n) T* const name = (T*)kn_shared(#name, sizeof(T) * (n), sizeof(T))
 #define KN_UNROLL
 #define KN_IN(slot, T, name) const T* name
 #define KN_OUT(slot, T, name) T* name
@@ -116,8 +123,8 @@ template <class P, class... A> KN_QUIET static void kn_run(void (*f)(const KnFib
 }
 #define KN_KERNEL(name, block_size, P, ...)                                                           \
   static void name##_body(const KnFiber& kn, const P p, __VA_ARGS__);                                 \
-  extern "C" const uint name##_block = block_size;                                                    \
-  extern "C" KN_QUIET void name(void** b, const void* p, KnFiber* fiber) { kn_run(name##_body, b, p, fiber); } \
+  extern "C" KN_EXPORT const uint name##_block = block_size;                                                    \
+  extern "C" KN_EXPORT KN_QUIET void name(void** b, const void* p, KnFiber* fiber) { kn_run(name##_body, b, p, fiber); } \
   static void name##_body(const KnFiber& kn, const P p, __VA_ARGS__)
 
 // Identity of the thread: at kernel scope only.
@@ -133,8 +140,7 @@ template <class P, class... A> KN_QUIET static void kn_run(void (*f)(const KnFib
 #define KN_LANE (kn.linear % KN_WARP)
 #define KN_WARP_ID (kn.linear / KN_WARP)
 
-// Ordering. Not inlined: the return address says where in the text it was.
-#define KN_CALL KN_QUIET __attribute__((noinline, unused)) static
+// Ordering.
 KN_CALL void kn_barrier() { kn_host.barrier(kn_current, 0, __builtin_return_address(0)); }
 KN_CALL void kn_barrier_all() { kn_host.barrier(kn_current, 1, __builtin_return_address(0)); }
 KN_CALL void kn_warp_sync() { kn_host.warp_sync(kn_current, __builtin_return_address(0)); }

@@ -2,6 +2,8 @@
 
 pub mod cpu;
 mod dialect;
+#[cfg(feature = "emulator")]
+pub mod emulator;
 
 pub use dialect::Target;
 

@@ -9,7 +9,7 @@ use crate::{Error, FileMap, Result};
 /// Alignment of allocations: a cache line, and the widest vector register.
 const ALIGN: usize = 64;
 
-pub(super) struct HostMemory {
+pub(crate) struct HostMemory {
     ptr: *mut u8,
     layout: Layout,
 }
@@ -20,7 +20,7 @@ unsafe impl Send for HostMemory {}
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
-    pub(super) fn new(bytes: usize, zeroed: bool) -> Result<HostMemory> {
+    pub(crate) fn new(bytes: usize, zeroed: bool) -> Result<HostMemory> {
         let failed = |reason: &str| Error::Allocation { bytes: bytes as u64, reason: reason.to_owned() };
         let layout = Layout::from_size_align(bytes, ALIGN).map_err(|_| failed("the size is beyond the address space"))?;
         if bytes == 0 {

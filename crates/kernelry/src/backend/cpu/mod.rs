@@ -9,6 +9,7 @@ pub(crate) mod kv_cache;
 pub(crate) mod layout;
 pub(crate) mod math;
 mod memory;
+pub(crate) use memory::HostMemory;
 pub(crate) mod norm;
 pub(crate) mod parallel;
 pub(crate) mod quantized;
@@ -172,16 +173,27 @@ fn execute(commands: &Commands) -> Result<()> {
                 let call = CpuCall::new(launch, &kernel.constants, kernel.options)?;
                 (kernel.run)(&call);
             }
-            Command::Copy { src, dst } => {
-                let (from, to) = (host_range(src)?, host_range(dst)?);
-                // SAFETY: both ranges are live, have one length (checked when recorded) and do not overlap (likewise).
-                unsafe { std::ptr::copy_nonoverlapping(from, to, src.range().len()) };
-            }
-            // SAFETY: the range is live and writable (checked when recorded).
-            Command::Zero { dst } => unsafe { std::ptr::write_bytes(host_range(dst)?, 0, dst.range().len()) },
+            Command::Copy { src, dst } => copy(src, dst)?,
+
+            Command::Zero { dst } => zero(dst)?,
             Command::Barrier => {}
         }
     }
+    Ok(())
+}
+
+/// Copies between ranges of host memory.
+pub(crate) fn copy(src: &LaunchArg, dst: &LaunchArg) -> Result<()> {
+    let (from, to) = (host_range(src)?, host_range(dst)?);
+    // SAFETY: both ranges are live, have one length (checked when recorded) and do not overlap (likewise).
+    unsafe { std::ptr::copy_nonoverlapping(from, to, src.range().len()) };
+    Ok(())
+}
+
+/// Zeroes a range of host memory.
+pub(crate) fn zero(dst: &LaunchArg) -> Result<()> {
+    // SAFETY: the range is live and writable (checked when recorded).
+    unsafe { std::ptr::write_bytes(host_range(dst)?, 0, dst.range().len()) };
     Ok(())
 }
 
