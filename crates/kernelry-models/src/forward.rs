@@ -114,7 +114,7 @@ impl<'a> Forward<'a> {
     /// `h += branch`, and `normed = rms(h) · weight`.
     fn residual(&mut self, h: &Buffer, branch: &Buffer, weight: &Buffer, normed: &Buffer) -> Result<()> {
         let eps = self.inner.config.rms_eps;
-        FusedResidualNorm { residual: h, x: branch, weight, out: normed, sum_out: Some(h), eps }.encode(self.encoder)
+        FusedResidualNorm { residual: h, x: branch, weight, out: normed, sum_out: Some(h), scale: None, eps }.encode(self.encoder)
     }
 
     #[allow(clippy::too_many_arguments)]

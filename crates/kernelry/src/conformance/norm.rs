@@ -1,7 +1,10 @@
 //! References and cases of the norm family.
 
+pub(crate) mod blocks;
+
 use super::{Cases, Input, Reference, Tolerance};
 use crate::DType;
+use crate::catalogue::Params;
 use crate::ops::norm::NormParams;
 
 /// Tolerance of a row: relative to its largest element for f32, one unit in the last place for 16-bit outputs.
@@ -55,41 +58,53 @@ pub(crate) fn layer_norm(r: &mut Reference<'_>) {
     r.expect_each("out", expected);
 }
 
-/// Row lengths around vector widths, and those of models.
-fn shapes(c: &mut Cases) {
-    for dim in [1, 4, 8, 12, 16, 31, 32, 33, 72, 256, 512, 1152, 2816, 5120, 8196] {
+/// Row lengths around vector widths, and those of models; only multiples of four for names that load four elements at once.
+fn dims(c: &Cases) -> impl Iterator<Item = u32> + use<> {
+    let four = c.kernel().ends_with("_v2");
+    let dims = [1, 4, 8, 12, 16, 31, 32, 33, 72, 256, 512, 1152, 2816, 5120, 8196];
+    dims.into_iter().filter(move |dim| !four || dim % 4 == 0)
+}
+
+/// Cases of every row kernel; `params(rows, dim)` makes the parameters.
+fn shapes<P: Params>(c: &mut Cases, params: impl Fn(u32, u32) -> P) {
+    for dim in dims(c) {
         for rows in [1, 3] {
-            if c.kernel().ends_with("_v2") && dim % 4 != 0 {
-                continue;
-            }
-            // A layer norm of one element is its bias: 0 / sqrt(eps) would only magnify rounding.
-            c.add(format!("rows={rows} dim={dim}"), NormParams { rows, dim, eps: 1e-6 });
+            c.add(format!("rows={rows} dim={dim}"), params(rows, dim));
         }
     }
     if c.intensity > 1 {
-        c.add("many rows", NormParams { rows: 4096, dim: 256, eps: 1e-6 });
+        c.add("many rows", params(4096, 256));
     }
     for rows in [1, 512] {
-        c.bench(format!("rows={rows} dim=4096"), NormParams { rows, dim: 4096, eps: 1e-6 });
+        c.bench(format!("rows={rows} dim=4096"), params(rows, 4096));
     }
-    c.add("a zero row", NormParams { rows: 2, dim: 64, eps: 1e-6 }).input("x", Input::Values(vec![0.0]));
-    c.add("small values", NormParams { rows: 2, dim: 64, eps: 1e-6 }).input("x", Input::Normal(1e-4));
-    c.add("large values", NormParams { rows: 2, dim: 64, eps: 1e-6 }).input("x", Input::Normal(1e4));
+}
+
+fn plain(rows: u32, dim: u32) -> NormParams {
+    NormParams { rows, dim, eps: 1e-6 }
+}
+
+fn norm_shapes(c: &mut Cases) {
+    // A layer norm of one element is its bias: 0 / sqrt(eps) would only magnify rounding.
+    shapes(c, plain);
+    c.add("a zero row", plain(2, 64)).input("x", Input::Values(vec![0.0]));
+    c.add("small values", plain(2, 64)).input("x", Input::Normal(1e-4));
+    c.add("large values", plain(2, 64)).input("x", Input::Normal(1e4));
 }
 
 pub(crate) fn norm_cases(c: &mut Cases) {
-    shapes(c);
+    norm_shapes(c);
     c.add("in place", NormParams { rows: 3, dim: 64, eps: 1e-5 }).in_place("out", "x");
 }
 
 pub(crate) fn norm_add_cases(c: &mut Cases) {
-    shapes(c);
+    norm_shapes(c);
     c.add("in place of the residual", NormParams { rows: 3, dim: 64, eps: 1e-5 }).in_place("out", "residual");
     c.add("in place of x", NormParams { rows: 3, dim: 64, eps: 1e-5 }).in_place("out", "x");
 }
 
 pub(crate) fn residual_norm_cases(c: &mut Cases) {
-    shapes(c);
+    norm_shapes(c);
     c.add("sum in place of the residual", NormParams { rows: 3, dim: 64, eps: 1e-5 }).in_place("sum_out", "residual");
     c.add("sum in place of x", NormParams { rows: 3, dim: 64, eps: 1e-5 }).in_place("sum_out", "x");
     c.add("without the sum", NormParams { rows: 3, dim: 64, eps: 1e-5 }).without("sum_out");

@@ -184,7 +184,7 @@ impl Guarded {
 }
 
 /// Runs one case: launches the kernel twice on the same inputs, compares the first result with the reference and the second with the
-/// first, and looks at guards and inputs.
+/// first, and looks at guards and inputs. What runs in place must give the bits of a launch on buffers of its own.
 ///
 /// # Errors
 /// What was wrong, in words.
@@ -233,6 +233,12 @@ pub fn run_case(ctx: &Context, kernel: &'static Kernel, case: &Case, seed: u64) 
     }
     if launch(ctx, kernel, case, &constants, &data)? != first {
         return Err("a second launch on the same inputs gave other bits".into());
+    }
+    if !case.alias.is_empty() {
+        let apart = Case { alias: Vec::new(), ..case.clone() };
+        if launch(ctx, kernel, &apart, &constants, &data)? != first {
+            return Err("in place gave other bits than out of place".into());
+        }
     }
     Ok(())
 }

@@ -3,13 +3,21 @@
 //! RMS norm (Zhang and Sennrich, 2019): `y = x / sqrt(mean(x²) + eps) · weight` over the last dimension, in this order of products.
 //! Weights multiply as given; models that train `1 + w` have the 1 folded in when they are loaded.
 
+mod blocks;
+mod launchers;
+
+pub use blocks::{ExpertNormParams, ExpertScaledNormParams, L2NormParams, L2NormScaleParams, PermutedNormParams, ScaledNormParams};
+pub use launchers::{
+    ExpertOutputs, ExpertSumNormAdd, FusedPostAttnTripleNorm, FusedPostFfNorm2EndLayer, L2Norm, RmsNormNoScaleDual, RmsNormTriple,
+};
+
 use super::{rows_and_cols, unsupported};
 use crate::DType::{BF16, F16, F32};
 use crate::backend::cpu::CpuFn;
 use crate::backend::cpu::norm as cpu;
 use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, Text};
 use crate::conformance::norm as oracle;
-use crate::{Buffer, DType, Encoder, Result, bf16, f16, kernel_text};
+use crate::{Buffer, DType, Encoder, Error, Result, bf16, f16, kernel_text};
 
 const TEXT: Text = kernel_text!("norm.h");
 
@@ -99,7 +107,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
                 .input("weight", F32, "dim")
                 .output("out", F32, "rows dim")
                 .may_alias(&["residual", "x"])
-                .cpu(cpu::fused_norm_add_f32)
+                .cpu(cpu::blocks::norm_add::<f32>)
                 .tested(oracle::norm, oracle::norm_add_cases)
                 .build(),
         );
@@ -128,6 +136,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
             .tested(oracle::layer_norm, oracle::norm_cases)
             .build(),
     );
+    list.extend(blocks::kernels());
     list
 }
 
@@ -220,15 +229,17 @@ impl RmsNormMul<'_> {
     }
 }
 
-/// `out = residual + rms(x) · weight`: Gemma's norm after a branch. `out` may be `residual` or `x`.
+/// `out = (residual + rms(x) · weight) · scale`: Gemma's norm after a branch. `out` may be `residual` or `x`.
 pub struct FusedNormAdd<'a> {
-    /// `[rows, dim]` f32.
+    /// `[rows, dim]` f32 or bf16.
     pub residual: &'a Buffer,
-    /// `[rows, dim]` f32, normalised alone.
+    /// `[rows, dim]`, dtype of `residual`, normalised alone.
     pub x: &'a Buffer,
-    /// `[dim]` f32.
-    pub weight: &'a Buffer,
-    /// `[rows, dim]` f32.
+    /// `[dim]`, dtype of `residual`; only bf16 rows may go without.
+    pub weight: Option<&'a Buffer>,
+    /// f32 factor of the whole sum, `[1]` or `[dim]`, for f32 rows.
+    pub scale: Option<&'a Buffer>,
+    /// `[rows, dim]`, dtype of `residual`.
     pub out: &'a Buffer,
     /// Added to the mean square; finite, at least 0.
     pub eps: f32,
@@ -241,13 +252,26 @@ impl FusedNormAdd<'_> {
     /// See [`crate::ops`].
     pub fn encode(&self, encoder: &mut Encoder) -> Result<()> {
         let (rows, dim) = rows_and_cols("fused_norm_add", "x", self.x)?;
-        let name = if dim.is_multiple_of(4) { "fused_norm_add_f32_v2" } else { "fused_norm_add_f32" };
-        let args = [Some(self.residual), Some(self.x), Some(self.weight), Some(self.out)];
-        encoder.launch(name, &args, &NormParams { rows, dim, eps: self.eps })
+        let (head, out) = ([Some(self.residual), Some(self.x)], Some(self.out));
+        let params = NormParams { rows, dim, eps: self.eps };
+        let name = match (self.x.dtype(), self.weight, self.scale) {
+            (F32, Some(_), Some(s)) => {
+                let args = [head[0], head[1], self.weight, Some(s), out];
+                return encoder.launch("fused_norm_add_scalar_f32", &args, &ScaledNormParams::of(rows, dim, self.eps, s));
+            }
+            (F32, Some(_), None) if dim.is_multiple_of(4) => "fused_norm_add_f32_v2",
+            (F32, Some(_), None) => "fused_norm_add_f32",
+            (BF16, Some(_), None) => "fused_norm_add_bf16",
+            (BF16, None, None) => return encoder.launch("fused_norm_add_no_weight_bf16", &[head[0], head[1], out], &params),
+            (F32, None, _) => return Err(Error::invalid("fused_norm_add", "weight: got none, expected one for f32 rows")),
+            (BF16, _, Some(_)) => return Err(Error::invalid("fused_norm_add", "scale: got one, expected none for bf16 rows")),
+            (other, ..) => return Err(unsupported("fused_norm_add", "x", other, "f32 or bf16")),
+        };
+        encoder.launch(name, &[head[0], head[1], self.weight, out], &params)
     }
 }
 
-/// `u = residual + x; out = rms(u) · weight`: the residual addition and the next norm of a pre-norm model in one pass.
+/// `u = residual + x; out = rms(u) · weight · scale`: the residual addition and the next norm of a pre-norm model in one pass.
 pub struct FusedResidualNorm<'a> {
     /// `[rows, dim]` f32.
     pub residual: &'a Buffer,
@@ -257,8 +281,10 @@ pub struct FusedResidualNorm<'a> {
     pub weight: &'a Buffer,
     /// `[rows, dim]` f32.
     pub out: &'a Buffer,
-    /// `[rows, dim]` f32 for `u`, if it is wanted; may be `residual` or `x`.
+    /// `[rows, dim]` f32 for `u`, if it is wanted and there is no `scale`; may be `residual` or `x`.
     pub sum_out: Option<&'a Buffer>,
+    /// f32 factor of the result, `[1]` or `[dim]`.
+    pub scale: Option<&'a Buffer>,
     /// Added to the mean square; finite, at least 0.
     pub eps: f32,
 }
@@ -270,6 +296,13 @@ impl FusedResidualNorm<'_> {
     /// See [`crate::ops`].
     pub fn encode(&self, encoder: &mut Encoder) -> Result<()> {
         let (rows, dim) = rows_and_cols("fused_residual_norm", "x", self.x)?;
+        if let Some(s) = self.scale {
+            if self.sum_out.is_some() {
+                return Err(Error::invalid("fused_residual_norm", "sum_out: got a buffer, expected none with a scale"));
+            }
+            let args = [Some(self.residual), Some(self.x), Some(self.weight), Some(s), Some(self.out)];
+            return encoder.launch("fused_residual_norm_scalar_f32", &args, &ScaledNormParams::of(rows, dim, self.eps, s));
+        }
         let args = [Some(self.residual), Some(self.x), Some(self.weight), Some(self.out), self.sum_out];
         encoder.launch("fused_residual_norm_f32", &args, &NormParams { rows, dim, eps: self.eps })
     }

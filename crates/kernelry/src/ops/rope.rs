@@ -3,6 +3,10 @@
 //! Pair `p` turns by `a = position · inv_freq[p] / factor[p]`: `(x0, x1) → (x0·cos a - x1·sin a, x0·sin a + x1·cos a)`. The table of
 //! frequencies is made on the host in f64 and rounded once, so that every kernel and device turns by the same angle.
 
+mod multi;
+
+pub use multi::{RopeMode, RopeMulti, RopeMultiParams, multi_inv_freq};
+
 use super::{size, unsupported};
 use crate::DType::{BF16, F16, F32, U32};
 use crate::backend::cpu::CpuFn;
@@ -41,6 +45,47 @@ crate::params! {
         /// 1: the bf16 copy is [n_heads, seq_len, head_dim], 0: [seq_len, n_heads, head_dim]
         bf16_permuted: u32,
     }
+}
+
+crate::params! {
+    /// Parameters of the head norm and rotation of bf16 heads at several positions.
+    pub struct HeadNormRopeBatchParams {
+        /// number of positions
+        seq_len: u32,
+        /// heads of a position
+        n_heads: u32,
+        /// elements of a head
+        head_dim: u32,
+        /// rotated pairs of a head; 0 for the norm alone
+        half_rope: u32,
+        /// added to the mean square inside the root
+        eps: f32,
+    }
+}
+
+crate::params! {
+    /// Parameters of the head norm and rotation of one position by tables of cosines and sines.
+    pub struct HeadNormRopeTableParams {
+        /// number of heads
+        n_heads: u32,
+        /// elements of a head
+        head_dim: u32,
+        /// rotated pairs of a head, and the distance of their elements; 0 for the norm alone
+        half_rope: u32,
+        /// added to the mean square inside the root
+        eps: f32,
+    }
+}
+
+/// What every head norm with a rotation demands.
+fn check_head_norm(head_dim: u32, half_rope: u32, eps: f32) -> Result<(), String> {
+    if !head_dim.is_multiple_of(2) || half_rope > head_dim / 2 {
+        return Err(format!("half_rope: got {half_rope}, expected at most half of an even head_dim, which is {head_dim}"));
+    }
+    if !eps.is_finite() || eps < 0.0 {
+        return Err(format!("eps: got {eps}, expected a finite value of at least 0"));
+    }
+    Ok(())
 }
 
 /// Frequencies `base^(-2p/denominator)` of `pairs` pairs, computed in f64 and rounded once.
@@ -111,21 +156,12 @@ pub(crate) fn kernels() -> Vec<Kernel> {
             Kernel::builder(name, Family::Rope, "n = rms(x)·w of each head, rotated as (n[p], n[p + D/2])")
                 .params::<HeadNormRopeParams>()
                 .class("f32, f32 angle", "|err| ≤ 1e-5·max|y_row| + 1e-6")
+                .check(|p: &HeadNormRopeParams| check_head_norm(p.head_dim, p.half_rope, p.eps))
                 .check(|p: &HeadNormRopeParams| {
-                    if !p.head_dim.is_multiple_of(2) || p.half_rope > p.head_dim / 2 {
-                        return Err(format!(
-                            "half_rope: got {}, expected at most half of an even head_dim, which is {}",
-                            p.half_rope, p.head_dim
-                        ));
-                    }
                     if p.bf16_permuted > 1 {
                         return Err(format!("bf16_permuted: got {}, expected 0 or 1", p.bf16_permuted));
                     }
-                    if p.eps.is_finite() && p.eps >= 0.0 {
-                        Ok(())
-                    } else {
-                        Err(format!("eps: got {}, expected a finite value of at least 0", p.eps))
-                    }
+                    Ok(())
                 })
                 .check(move |p: &HeadNormRopeParams| {
                     if four && !p.head_dim.is_multiple_of(4) {
@@ -153,7 +189,47 @@ pub(crate) fn kernels() -> Vec<Kernel> {
                 .build(),
         );
     }
+    list.extend(rounded_head_norms());
+    list.extend(multi::kernels());
     list
+}
+
+/// The head norm and rotation of bf16 heads: normalised values stay f32 until they are stored.
+fn rounded_head_norms() -> Vec<Kernel> {
+    const BOUND: &str = "1 ulp of the rounded f64 result and 1e-5·max|y_row| + 1e-6 where terms cancel";
+    let entry = |name: &str, summary| Kernel::builder(name, Family::Rope, summary).class("f32, f32 angle, one rounding to bf16", BOUND);
+    let threads = |head_dim: u32| head_dim.clamp(32, 256);
+    let batch = entry("fused_head_norm_rope_batch_bf16", "n = rms(x)·w of each head, rotated as (n[p], n[p + D/2])")
+        .params::<HeadNormRopeBatchParams>()
+        .check(|p: &HeadNormRopeBatchParams| check_head_norm(p.head_dim, p.half_rope, p.eps))
+        .geometry(move |p: &HeadNormRopeBatchParams| Geometry::linear(p.seq_len.saturating_mul(p.n_heads), threads(p.head_dim)))
+        .flops(|p: &HeadNormRopeBatchParams| 7.0 * f64::from(p.seq_len) * f64::from(p.n_heads) * f64::from(p.head_dim))
+        .input("x", BF16, "seq_len n_heads head_dim")
+        .input("weight", BF16, "head_dim")
+        .optional()
+        .input("positions", U32, "seq_len")
+        .input("inv_freq", F32, "max(half_rope, 1)")
+        .input("factors", F32, "max(half_rope, 1)")
+        .optional()
+        .output("out", BF16, "seq_len n_heads head_dim")
+        .may_alias(&["x"])
+        .cpu(cpu::fused_head_norm_rope_batch_bf16)
+        .tested(oracle::head_norm_rope_batch, oracle::head_norm_rope_batch_cases);
+    let table = entry("fused_head_norm_rope_bf16", "n = rms(x)·w of each head, rotated as (n[p], n[p + half_rope]) by tables")
+        .params::<HeadNormRopeTableParams>()
+        .check(|p: &HeadNormRopeTableParams| check_head_norm(p.head_dim, p.half_rope, p.eps))
+        .geometry(move |p: &HeadNormRopeTableParams| Geometry::linear(p.n_heads, threads(p.head_dim)))
+        .flops(|p: &HeadNormRopeTableParams| 7.0 * f64::from(p.n_heads) * f64::from(p.head_dim))
+        .input("x", BF16, "n_heads head_dim")
+        .input("weight", BF16, "head_dim")
+        .optional()
+        .input("cos", F32, "max(half_rope, 1)")
+        .input("sin", F32, "max(half_rope, 1)")
+        .output("out", BF16, "n_heads head_dim")
+        .may_alias(&["x"])
+        .cpu(cpu::fused_head_norm_rope_bf16)
+        .tested(oracle::head_norm_rope_table, oracle::head_norm_rope_table_cases);
+    vec![batch.build(), table.build()]
 }
 
 /// Which elements of a head turn together.
@@ -204,9 +280,9 @@ impl Rope<'_> {
 
 /// RMS norm of every head, then its rotation by split halves. `out` may be `x`.
 pub struct HeadNormRope<'a> {
-    /// `[seq_len, n_heads, head_dim]` f32.
+    /// `[seq_len, n_heads, head_dim]`, f32 or bf16.
     pub x: &'a Buffer,
-    /// `[head_dim]` f32, if the norm has a weight.
+    /// `[head_dim]`, dtype of `x`, if the norm has a weight.
     pub weight: Option<&'a Buffer>,
     /// `[seq_len]` u32.
     pub positions: &'a Buffer,
@@ -214,7 +290,7 @@ pub struct HeadNormRope<'a> {
     pub inv_freq: &'a Buffer,
     /// As many f32 that divide the angles.
     pub factors: Option<&'a Buffer>,
-    /// Shape of `x`, f32.
+    /// Shape and dtype of `x`.
     pub out: &'a Buffer,
     /// Added to the mean square; finite, at least 0.
     pub eps: f32,
@@ -226,11 +302,20 @@ impl HeadNormRope<'_> {
     /// # Errors
     /// See [`crate::ops`].
     pub fn encode(&self, encoder: &mut Encoder) -> Result<()> {
-        let (seq_len, n_heads, head_dim) = heads_of("fused_head_norm_rope", self.x)?;
-        let half_rope = size("fused_head_norm_rope", "inv_freq", self.inv_freq.len())?;
-        let name = if head_dim.is_multiple_of(4) { "fused_head_norm_rope_f32_v2" } else { "fused_head_norm_rope_f32" };
+        const OP: &str = "fused_head_norm_rope";
+        let (seq_len, n_heads, head_dim) = heads_of(OP, self.x)?;
+        let (half_rope, eps) = (size(OP, "inv_freq", self.inv_freq.len())?, self.eps);
         let args = [Some(self.x), self.weight, Some(self.positions), Some(self.inv_freq), self.factors, Some(self.out), None, None];
-        encoder.launch(name, &args, &HeadNormRopeParams { seq_len, n_heads, head_dim, half_rope, eps: self.eps, bf16_permuted: 0 })
+        let name = match self.x.dtype() {
+            F32 if head_dim.is_multiple_of(4) => "fused_head_norm_rope_f32_v2",
+            F32 => "fused_head_norm_rope_f32",
+            BF16 => {
+                let params = HeadNormRopeBatchParams { seq_len, n_heads, head_dim, half_rope, eps };
+                return encoder.launch("fused_head_norm_rope_batch_bf16", &args[..6], &params);
+            }
+            other => return Err(unsupported(OP, "x", other, "f32 or bf16")),
+        };
+        encoder.launch(name, &args, &HeadNormRopeParams { seq_len, n_heads, head_dim, half_rope, eps, bf16_permuted: 0 })
     }
 }
 

@@ -44,26 +44,31 @@ pub(crate) fn for_rows<T: Send>(out: &mut [T], row_len: usize, nanos: usize, f: 
     });
 }
 
-/// As [`for_rows`] over two outputs with as many rows each.
-pub(crate) fn for_rows2<A: Send, B: Send>(
-    a: &mut [A],
-    a_len: usize,
-    b: &mut [B],
-    b_len: usize,
+/// As [`for_rows`] over outputs of one type with as many rows each; an output that was left out gives empty rows.
+pub(crate) fn for_rows_of<T: Send, const N: usize>(
+    outs: [&mut [T]; N],
+    row_len: usize,
     nanos: usize,
-    f: impl Fn(usize, &mut [A], &mut [B]) + Sync,
+    f: impl Fn(usize, [&mut [T]; N]) + Sync,
 ) {
-    let (a_len, b_len) = (a_len.max(1), b_len.max(1));
-    let tasks = tasks(a.len() / a_len, nanos);
-    let chunk = (a.len() / a_len).div_ceil(tasks.max(1)).max(1);
-    let run = |t: usize, a: &mut [A], b: &mut [B]| {
-        a.chunks_mut(a_len).zip(b.chunks_mut(b_len)).enumerate().for_each(|(r, (x, y))| f(t * chunk + r, x, y));
+    let row_len = row_len.max(1);
+    let rows_in = |outs: &[&mut [T]; N]| outs.iter().map(|o| o.len()).max().unwrap_or(0) / row_len;
+    let run = |first: usize, outs: [&mut [T]; N]| {
+        let rows = rows_in(&outs);
+        let mut each = outs.map(|o| o.chunks_mut(row_len));
+        (0..rows).for_each(|r| f(first + r, each.each_mut().map(|rows| rows.next().unwrap_or_default())));
     };
+    let rows = rows_in(&outs);
+    let tasks = tasks(rows, nanos);
     if tasks <= 1 {
-        run(0, a, b);
+        run(0, outs);
         return;
     }
-    a.par_chunks_mut(chunk * a_len).zip(b.par_chunks_mut(chunk * b_len)).enumerate().for_each(|(t, (x, y))| run(t, x, y));
+    let chunk = rows.div_ceil(tasks);
+    let mut pieces = outs.map(|o| o.chunks_mut(chunk * row_len));
+    let starts = (0..rows).step_by(chunk);
+    let list: Vec<_> = starts.map(|first| (first, pieces.each_mut().map(|p| p.next().unwrap_or_default()))).collect();
+    list.into_par_iter().for_each(|(first, outs)| run(first, outs));
 }
 
 /// As [`for_rows`], but hands out whole groups of consecutive elements: `f(first_element, elements)`, at most `grain` at a time.
