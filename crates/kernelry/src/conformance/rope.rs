@@ -59,7 +59,7 @@ fn axis(p: &RopeMultiParams, pair: u32) -> usize {
         8 if at < s[0] + s[1] => 1,
         8 if at < s[0] + s[1] + s[2] => 2,
         8 => 3,
-        _ if at % 3 == 0 && at < 3 * s[0] => 0,
+        _ if at.is_multiple_of(3) && at < 3 * s[0] => 0,
         _ if at % 3 == 1 && at < 3 * s[1] => 1,
         _ if at % 3 == 2 && at < 3 * s[2] => 2,
         _ => 3,
