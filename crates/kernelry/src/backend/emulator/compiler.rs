@@ -18,6 +18,8 @@ const FLAGS: &[&str] = &[
     "-std=c++17",
     "-O1",
     "-g1",
+    // With version 5, GNU as takes the name of the first `#line` for that of the file.
+    "-gdwarf-4",
     "-w",
     "-fPIC",
     "-fno-exceptions",
@@ -92,6 +94,7 @@ impl Compiler for CxxCompiler {
         let mut arguments: Vec<std::ffi::OsString> = FLAGS.iter().map(Into::into).collect();
         arguments.push(format!("-DKN_WARP={warp}u").into());
         arguments.push("-fsanitize=thread".into());
+        arguments.push("-fsanitize=alignment".into());
         if self.undefined {
             arguments.push("-fsanitize=undefined".into());
             arguments.push("-fno-sanitize=vptr".into());
