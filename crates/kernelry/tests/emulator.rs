@@ -297,3 +297,33 @@ fn constants_specialise_and_texts_share_modules() {
     let f16s = registry.get_pipeline("rms_norm_f16", context.device()).unwrap();
     assert_eq!(f32s.identity().content_hash, f16s.identity().content_hash, "one text, one module");
 }
+
+/// The kernel that `docs/dialect.md` teaches with.
+fn taught() -> String {
+    let page = include_str!("../../../docs/dialect.md");
+    let (_, rest) = page.split_once("```cpp\n").expect("a kernel");
+    rest.split_once("```").expect("its end").0.to_owned()
+}
+
+fn add_row(text: &str) -> kernelry::Result<Vec<f32>> {
+    let context = context(0, 32, false);
+    context.registry().register_source("add_row", text)?;
+    let x = context.upload(&[1f32; 15], &[3, 5])?;
+    let b = context.upload(&[1f32, 2.0, 3.0, 4.0, 5.0], &[5])?;
+    let y = Buffer::zeros(context.device(), DType::F32, &[3, 5])?;
+    let pipeline = context.registry().get_pipeline("add_row", context.device())?;
+    let mut encoder = context.encoder();
+    let params: Vec<u8> = [3u32, 5].iter().flat_map(|v| v.to_ne_bytes()).collect();
+    encoder.launch_raw(&pipeline, &[&x, &b, &y], Some(&[Access::Read, Access::Read, Access::Write]), &params, Geometry::linear(3, 256))?;
+    encoder.run()?;
+    y.to_vec()
+}
+
+#[test]
+fn the_page_on_the_dialect_is_true() {
+    let text = taught();
+    assert_eq!(add_row(&text).unwrap(), [2.0, 3.0, 4.0, 5.0, 6.0].repeat(3));
+    let report = add_row(&text.replace("c < p.cols", "c <= p.cols")).unwrap_err().to_string();
+    assert!(report.contains("add_row") && (report.contains("out of range") || report.contains("race")), "{report}");
+    println!("{report}");
+}
