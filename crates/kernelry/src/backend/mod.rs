@@ -1,6 +1,8 @@
 //! The device abstraction: what a backend must do, and nothing that ops or models may see of one.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dialect;
 #[cfg(feature = "emulator")]
 pub mod emulator;
