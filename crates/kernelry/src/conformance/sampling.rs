@@ -34,13 +34,14 @@ fn awkward() -> Input {
 }
 
 pub(crate) fn argsort_desc_cases(c: &mut Cases) {
-    for cols in [5, 1, 2, 31, 32, 33, 128, 255, 256, 257, 1024] {
+    for cols in [5, 1, 2, 31, 32, 33, 128, 255, 256, 257, 1024, 2048, 2049, 5000] {
         c.add(format!("cols={cols}"), RowsParams { rows: 3, cols });
         c.add(format!("cols={cols}, many ties"), RowsParams { rows: 3, cols }).input("x", Input::Integers(-2, 2));
         c.add(format!("cols={cols}, awkward values"), RowsParams { rows: 3, cols }).input("x", awkward());
     }
     if c.intensity >= 2 {
         c.add("expert ranking", RowsParams { rows: 2048, cols: 128 });
+        c.add("vocabulary", RowsParams { rows: 1, cols: 262_144 });
     }
 }
 

@@ -1,12 +1,17 @@
 //! Gates, GELU, softcap and softmax.
 
+use super::elementwise::map;
 use super::{rows_and_cols, size, unsupported};
 use crate::DType::{BF16, F16, F32};
 use crate::backend::cpu::CpuFn;
 use crate::backend::cpu::activation as cpu;
-use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder};
+use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, Text};
 use crate::conformance::activation as oracle;
-use crate::{Buffer, DType, Encoder, Result, bf16, f16};
+use crate::{Buffer, DType, Encoder, Result, bf16, f16, kernel_text};
+
+const TEXT: Text = kernel_text!("activation.h");
+/// Softmax of rows, with scale and mask too.
+pub(super) const SOFTMAX_TEXT: Text = kernel_text!("softmax.h");
 
 crate::params! {
     /// Parameters of elementwise activations.
@@ -44,10 +49,16 @@ fn entry(name: &str, dtype: DType, summary: &'static str) -> KernelBuilder {
     }
 }
 
+/// One group of threads a row of a softmax, with about eight elements a thread.
+pub(super) fn softmax_rows(rows: u32, cols: u32) -> Geometry {
+    Geometry::linear(rows, cols.div_ceil(8).clamp(64, 1024).next_power_of_two())
+}
+
 fn elementwise(name: &str, dtype: DType, summary: &'static str, flops: f64) -> KernelBuilder {
     entry(name, dtype, summary)
         .params::<ActivationParams>()
-        .geometry(|p: &ActivationParams| Geometry::elements(p.n))
+        .geometry(|p: &ActivationParams| map(p.n))
+        .text(TEXT, "")
         .flops(move |p: &ActivationParams| flops * f64::from(p.n))
 }
 
@@ -107,7 +118,8 @@ pub(crate) fn kernels() -> Vec<Kernel> {
                         Err(format!("cap: got {}, expected a finite value above 0", p.cap))
                     }
                 })
-                .geometry(|p: &SoftcapParams| Geometry::elements(p.n))
+                .geometry(|p: &SoftcapParams| map(p.n))
+                .text(TEXT, "")
                 .flops(|p: &SoftcapParams| 8.0 * f64::from(p.n))
                 .input("x", dtype, "n")
                 .output("out", dtype, "n")
@@ -132,7 +144,8 @@ pub(crate) fn kernels() -> Vec<Kernel> {
             Kernel::builder(name, Family::Activation, "y = exp(x - max) / Σ exp(x - max) over rows")
                 .class("f32, one rounding when stored", bound)
                 .params::<SoftmaxParams>()
-                .geometry(|p: &SoftmaxParams| Geometry::linear(p.rows, 256))
+                .geometry(|p: &SoftmaxParams| softmax_rows(p.rows, p.cols))
+                .text(SOFTMAX_TEXT, "")
                 .flops(|p: &SoftmaxParams| 5.0 * f64::from(p.rows) * f64::from(p.cols))
                 .input("x", dtype, "rows cols")
                 .output("out", dtype, "rows cols")

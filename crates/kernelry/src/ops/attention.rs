@@ -3,6 +3,7 @@
 //! Query head `h` reads KV head `h / (n_heads / n_kv_heads)`. Scores, weights and sums are f32 whatever the inputs are. Causal means
 //! aligned at the end: query `i` of `seq_len` is at position `n - seq_len + i` of `n` keys. Slots of a cache from `n` on are never read.
 
+use super::activation::{SOFTMAX_TEXT, softmax_rows};
 use super::{size, unsupported};
 use crate::backend::cpu::{CpuFn, attention as cpu};
 use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, StepU32};
@@ -321,7 +322,8 @@ fn softmax_entry(name: &'static str) -> Kernel {
         })
         .class("f32", "|err| ≤ 1e-6; masked rows are zero")
         .flops(|p: &ScaleMaskSoftmaxParams| 6.0 * product(&[p.rows, p.cols]))
-        .geometry(|p: &ScaleMaskSoftmaxParams| Geometry::linear(p.rows, p.cols.next_power_of_two().clamp(32, 256)))
+        .geometry(|p: &ScaleMaskSoftmaxParams| softmax_rows(p.rows, p.cols))
+        .text(SOFTMAX_TEXT, "")
         .cpu(cpu::scale_mask_softmax)
         .tested(oracle::scale_mask_softmax, oracle::scale_mask_softmax_cases)
         .build()

@@ -2,9 +2,11 @@
 
 use super::{rows_and_cols, size, unsupported};
 use crate::backend::cpu::{CpuFn, elementwise as cpu};
-use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder};
+use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, Text};
 use crate::conformance::elementwise as oracle;
-use crate::{Buffer, DType, Encoder, Error, Result};
+use crate::{Buffer, DType, Encoder, Error, Result, kernel_text};
+
+const TEXT: Text = kernel_text!("elementwise.h");
 
 crate::params! {
     /// Parameters of kernels over `n` elements.
@@ -34,12 +36,23 @@ crate::params! {
     }
 }
 
+/// Elements of a group of threads in `kernels/map.h`.
+pub(super) const MAP_TILE: u32 = 2048;
+/// Threads of a group there.
+pub(super) const MAP_THREADS: u32 = 256;
+
+/// Launch of an elementwise map of `n` elements.
+pub(super) fn map(n: u32) -> Geometry {
+    Geometry::linear(n.div_ceil(MAP_TILE), MAP_THREADS)
+}
+
 fn entry(name: &'static str, summary: &'static str) -> KernelBuilder {
     Kernel::builder(name, Family::Elementwise, summary)
         .params::<ElementwiseParams>()
         .class("exact", "computed in f32, rounded once")
         .flops(|p: &ElementwiseParams| f64::from(p.n))
-        .geometry(|p: &ElementwiseParams| Geometry::elements(p.n))
+        .geometry(|p: &ElementwiseParams| map(p.n))
+        .text(TEXT, "")
 }
 
 /// Catalogue entries of the family.
@@ -84,7 +97,8 @@ pub(crate) fn kernels() -> Vec<Kernel> {
             )
             .class("exact", "computed in f32, rounded once")
             .flops(|p: &ScalarMulParams| f64::from(p.n))
-            .geometry(|p: &ScalarMulParams| Geometry::elements(p.n));
+            .geometry(|p: &ScalarMulParams| map(p.n))
+            .text(TEXT, "");
         list.push(entry.cpu(run).tested(oracle::scalar_mul, oracle::scalar_mul_cases).build());
     }
     let bias = Kernel::builder("add_bias_f32", Family::Elementwise, "out[r, c] = x[r, c] + bias[c]")
@@ -95,7 +109,8 @@ pub(crate) fn kernels() -> Vec<Kernel> {
         .may_alias(&["x"])
         .class("exact", "rounded once")
         .flops(|p: &AddBiasParams| f64::from(p.rows) * f64::from(p.cols))
-        .geometry(|p: &AddBiasParams| Geometry::linear(p.rows, p.cols.next_power_of_two().clamp(32, 256)));
+        .geometry(|p: &AddBiasParams| Geometry::linear(p.rows.saturating_mul(p.cols.div_ceil(MAP_TILE)), MAP_THREADS))
+        .text(TEXT, "");
     list.push(bias.cpu(cpu::add_bias).tested(oracle::add_bias, oracle::add_bias_cases).build());
     list
 }

@@ -3,11 +3,14 @@
 //! A cache is head-major, `[n_kv_heads, cache_cap, head_dim]`, except for the two flat copies, whose cache is token-major. A ring cache
 //! holds absolute position `p` in slot `p mod cache_cap`.
 
+use super::layout::row_blocks;
 use super::{size, unsupported};
 use crate::backend::cpu::{CpuFn, kv_cache as cpu};
-use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, StepU32};
+use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, StepU32, Text};
 use crate::conformance::kv_cache as oracle;
-use crate::{Buffer, DType, Encoder, Error, Result};
+use crate::{Buffer, DType, Encoder, Error, Result, kernel_text};
+
+const TEXT: Text = kernel_text!("kv_cache.h");
 
 crate::params! {
     /// Parameters of copies into a token-major cache.
@@ -95,9 +98,9 @@ fn moved(elements: [u32; 3], src: DType, dst: DType, streams: usize) -> f64 {
     elements.iter().map(|&n| f64::from(n)).product::<f64>() * ((src.size() + dst.size()) * streams) as f64
 }
 
-fn launches(elements: [u32; 3], streams: u32) -> Geometry {
-    let elements: u64 = elements.iter().map(|&n| u64::from(n)).product();
-    let Geometry { groups: [x, ..], threads } = Geometry::elements(elements.min(u64::from(u32::MAX)) as u32);
+/// Groups of threads over `rows` rows of `len` elements, for each stream.
+fn launches(rows: u32, len: u32, streams: u32) -> Geometry {
+    let Geometry { groups: [x, ..], threads } = row_blocks(rows, len);
     Geometry { groups: [x, 1, streams], threads }
 }
 
@@ -110,7 +113,7 @@ fn streams(mut entry: KernelBuilder, dual: bool, src: (DType, &'static str), cac
     for name in caches {
         entry = entry.in_out(name, cache.0, cache.1);
     }
-    entry.class("copy", "bits move unchanged; f32 to f16 is rounded to nearest even, bf16 to f32 is exact")
+    entry.text(TEXT, "").class("copy", "bits move unchanged; f32 to f16 is rounded to nearest even, bf16 to f32 is exact")
 }
 
 const HEAD_MAJOR: &str = "n_kv_heads cache_cap head_dim";
@@ -128,7 +131,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
                 .check(check_flat)
                 .noop_if_zero("n_new")
                 .bytes(move |p: &KvFlatCopyParams| moved([p.row, p.n_new, 1], ty, ty, 1))
-                .geometry(|p: &KvFlatCopyParams| launches([p.row, p.n_new, 1], 1));
+                .geometry(|p: &KvFlatCopyParams| launches(p.n_new, p.row, 1));
         let entry = streams(entry, false, (ty, "n_new row"), (ty, "cache_cap row"));
         list.push(entry.cpu(run).tested(oracle::flat_copy, oracle::flat_cases).build());
     }
@@ -146,7 +149,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
                 .params::<KvTokenCopyParams>()
                 .check(check_token)
                 .bytes(move |p: &KvTokenCopyParams| moved([p.n_kv_heads, p.head_dim, 1], src, dst, n))
-                .geometry(move |p: &KvTokenCopyParams| launches([p.n_kv_heads, p.head_dim, 1], n as u32));
+                .geometry(move |p: &KvTokenCopyParams| launches(p.n_kv_heads, p.head_dim, n as u32));
             let entry = streams(entry, dual, (src, "n_kv_heads head_dim"), (dst, HEAD_MAJOR));
             list.push(entry.cpu(run).tested(oracle::token_copy, oracle::token_cases).build());
         }
@@ -170,7 +173,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
                 .check(check_seq)
                 .noop_if_zero("n_tokens")
                 .bytes(move |p: &KvSeqCopyParams| moved([p.n_kv_heads, p.head_dim, p.n_tokens], src, dst, n))
-                .geometry(move |p: &KvSeqCopyParams| launches([p.n_kv_heads, p.head_dim, p.n_tokens], n as u32));
+                .geometry(move |p: &KvSeqCopyParams| launches(p.n_kv_heads.saturating_mul(p.n_tokens), p.head_dim, n as u32));
             let entry = streams(entry, dual, (src, shape), (dst, HEAD_MAJOR));
             list.push(entry.cpu(run).tested(oracle::seq_copy, oracle::seq_cases).build());
         }

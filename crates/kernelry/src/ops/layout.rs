@@ -1,12 +1,15 @@
 //! Copies, permutations, gathers and embedding rows. Bits move unchanged unless a name says otherwise.
 
+use super::elementwise::{MAP_THREADS, MAP_TILE, map};
 use super::linear::Weight;
 use super::{rows_and_cols, size, unsupported};
 use crate::backend::cpu::{CpuFn, layout as cpu};
-use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, StepU32};
+use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, StepU32, Text};
 use crate::conformance::layout as oracle;
 use crate::quant::GgmlType;
-use crate::{Buffer, DType, Encoder, Error, Result};
+use crate::{Buffer, DType, Encoder, Error, Result, kernel_text};
+
+const TEXT: Text = kernel_text!("layout.h");
 
 crate::params! {
     /// Parameters of one scaled embedding row.
@@ -137,6 +140,19 @@ fn rows(n: u32, row_len: u32) -> Geometry {
     Geometry::linear(n, row_len.next_power_of_two().clamp(32, 256))
 }
 
+/// Groups of threads that move `n` rows of `row_len` elements: x along a row, four elements a thread; y over rows.
+pub(super) fn row_blocks(n: u32, row_len: u32) -> Geometry {
+    let across = row_len.div_ceil(4).clamp(1, 256).next_power_of_two();
+    let down = (256 / across).min(n.clamp(1, 256).next_power_of_two()).max(64u32.div_ceil(across));
+    Geometry { groups: [n.div_ceil(down), 1, 1], threads: [across, down, 1] }
+}
+
+/// Square tiles of elements of `bytes` bytes that cover a matrix.
+fn tiles(rows: u32, cols: u32, bytes: u32) -> Geometry {
+    let side = 128 / bytes;
+    Geometry { groups: [rows.div_ceil(side).saturating_mul(cols.div_ceil(side)), 1, 1], threads: [32, 8, 1] }
+}
+
 fn copy(name: impl Into<String>, summary: &'static str) -> KernelBuilder {
     Kernel::builder(name, Family::Layout, summary).class("copy", "bits move unchanged")
 }
@@ -196,7 +212,8 @@ fn embedding_entries() -> Vec<Kernel> {
         })
         .class("exact", "the product rounded once")
         .bytes(|p: &EmbeddingGatherParams| 8.0 * f64::from(p.row_len))
-        .geometry(|p: &EmbeddingGatherParams| Geometry::elements(p.row_len))
+        .geometry(|p: &EmbeddingGatherParams| map(p.row_len))
+        .text(TEXT, "")
         .cpu(cpu::embedding_gather_scale)
         .tested(oracle::embedding_gather_scale, oracle::embedding_gather_scale_cases)
         .build();
@@ -218,7 +235,11 @@ fn permute_entries() -> Vec<Kernel> {
             .params::<PermuteParams>()
             .input("x", from, "dim0 dim1 dim2")
             .output("out", to, "dim1 dim0 dim2")
-            .geometry(|p: &PermuteParams| elements(product(&[p.dim0, p.dim1, p.dim2])));
+            .geometry(|p: &PermuteParams| {
+                let Geometry { groups: [shares, ..], threads } = row_blocks(p.dim0, p.dim2);
+                Geometry { groups: [p.dim1.saturating_mul(shares), 1, 1], threads }
+            })
+            .text(TEXT, "");
         list.push(entry.cpu(run).tested(oracle::permute_021, oracle::permute_cases).build());
     }
     for (name, dtype) in [("transpose_last2_bf16", BF16), ("transpose_last2_f16", F16)] {
@@ -226,7 +247,11 @@ fn permute_entries() -> Vec<Kernel> {
             .params::<PermuteParams>()
             .input("x", dtype, "dim0 dim1 dim2")
             .output("out", dtype, "dim0 dim2 dim1")
-            .geometry(|p: &PermuteParams| Geometry { groups: [p.dim2.div_ceil(32), p.dim1.div_ceil(32), p.dim0], threads: [32, 8, 1] });
+            .geometry(|p: &PermuteParams| {
+                let Geometry { groups: [x, ..], threads } = tiles(p.dim1, p.dim2, 2);
+                Geometry { groups: [x, p.dim0.min(65_535), 1], threads }
+            })
+            .text(TEXT, "");
         list.push(entry.cpu(cpu::transpose_last2).tested(oracle::transpose_last2, oracle::permute_cases).build());
     }
     for (name, dtype, run) in
@@ -236,7 +261,8 @@ fn permute_entries() -> Vec<Kernel> {
             .params::<TransposeParams>()
             .input("x", dtype, "rows cols")
             .output("out", dtype, "cols rows")
-            .geometry(|p: &TransposeParams| Geometry { groups: [p.cols.div_ceil(32), p.rows.div_ceil(32), 1], threads: [32, 8, 1] });
+            .geometry(move |p: &TransposeParams| tiles(p.rows, p.cols, dtype.size() as u32))
+            .text(TEXT, "");
         list.push(entry.cpu(run).tested(oracle::transpose_2d, oracle::transpose_cases).build());
     }
     list
@@ -251,7 +277,8 @@ fn copy_entries() -> Vec<Kernel> {
             .input("ids", U32, "n_ids")
             .output("out", F32, "n_ids row_len")
             .bytes(|p: &GatherParams| 8.0 * product(&[p.n_ids, p.row_len]) as f64 + 4.0 * f64::from(p.n_ids))
-            .geometry(|p: &GatherParams| rows(p.n_ids, p.row_len))
+            .geometry(|p: &GatherParams| row_blocks(p.n_ids, p.row_len))
+            .text(TEXT, "")
             .cpu(cpu::gather)
             .tested(oracle::gather, oracle::gather_cases)
             .build(),
@@ -260,7 +287,8 @@ fn copy_entries() -> Vec<Kernel> {
             .input("src", F32, "(rows-1)*row_stride+(cols-1)*col_stride+1")
             .output("out", F32, "rows cols")
             .bytes(|p: &StridedCopyParams| 8.0 * product(&[p.rows, p.cols]) as f64)
-            .geometry(|p: &StridedCopyParams| elements(product(&[p.rows, p.cols])))
+            .geometry(|p: &StridedCopyParams| tiles(p.rows, p.cols, 4))
+            .text(TEXT, "")
             .cpu(cpu::strided_copy)
             .tested(oracle::strided_copy, oracle::strided_copy_cases)
             .build(),
@@ -270,7 +298,10 @@ fn copy_entries() -> Vec<Kernel> {
             .in_out("dst", F32, "dst_offset+count")
             .noop_if_zero("count")
             .bytes(|p: &OffsetCopyParams| 8.0 * p.count as f64)
-            .geometry(|p: &OffsetCopyParams| elements(p.count))
+            .geometry(|p: &OffsetCopyParams| {
+                Geometry::linear(u32::try_from(p.count.div_ceil(u64::from(MAP_TILE))).unwrap_or(u32::MAX), MAP_THREADS)
+            })
+            .text(TEXT, "")
             .cpu(cpu::offset_copy)
             .tested(oracle::offset_copy, oracle::offset_copy_cases)
             .build(),

@@ -11,9 +11,11 @@ use super::{size, unsupported};
 use crate::DType::{BF16, F16, F32, U32};
 use crate::backend::cpu::CpuFn;
 use crate::backend::cpu::rope as cpu;
-use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder};
+use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, Text};
 use crate::conformance::rope as oracle;
-use crate::{Buffer, DType, Encoder, Error, Result, bf16, f16};
+use crate::{Buffer, DType, Encoder, Error, Result, bf16, f16, kernel_text};
+
+const TEXT: Text = kernel_text!("rope.h");
 
 crate::params! {
     /// Parameters of rotations.
@@ -112,11 +114,25 @@ fn check_dims(head_dim: u32, rope_dim: u32) -> Result<(), String> {
     Ok(())
 }
 
+/// Positions in x, shares of their heads in y: a thread takes a pair through up to four heads at once.
+fn rotation_launch(p: &RopeParams) -> Geometry {
+    let across = (p.head_dim / 2).clamp(1, 256).next_power_of_two();
+    let down = (128 / across).min(p.n_heads.min(128).next_power_of_two()).max(64u32.div_ceil(across));
+    let shares = p.n_heads.div_ceil(4 * down).clamp(1, 65_535);
+    Geometry { groups: [p.seq_len, shares, 1], threads: [across, down, 1] }
+}
+
+/// Positions in x, shares of their heads in y: four warps or more, each with up to two heads.
+fn head_launch(p: &HeadNormRopeParams) -> Geometry {
+    Geometry { groups: [p.seq_len, p.n_heads.div_ceil(8).clamp(1, 65_535), 1], threads: [128, 1, 1] }
+}
+
 fn rotation(name: &str, dtype: DType, summary: &'static str) -> KernelBuilder {
     let entry = Kernel::builder(name, Family::Rope, summary)
         .params::<RopeParams>()
         .check(|p: &RopeParams| check_dims(p.head_dim, p.rope_dim))
-        .geometry(|p: &RopeParams| Geometry::linear(p.seq_len.saturating_mul(p.n_heads), (p.head_dim / 2).clamp(32, 256)))
+        .geometry(rotation_launch)
+        .text(TEXT, "")
         .flops(|p: &RopeParams| 3.0 * f64::from(p.seq_len) * f64::from(p.n_heads) * f64::from(p.rope_dim))
         .input("x", dtype, "seq_len*n_heads head_dim")
         .input("positions", U32, "seq_len")
@@ -169,7 +185,8 @@ pub(crate) fn kernels() -> Vec<Kernel> {
                     }
                     Ok(())
                 })
-                .geometry(|p: &HeadNormRopeParams| Geometry::linear(p.seq_len.saturating_mul(p.n_heads), p.head_dim.clamp(32, 256)))
+                .geometry(head_launch)
+                .text(TEXT, "")
                 .flops(|p: &HeadNormRopeParams| 7.0 * f64::from(p.seq_len) * f64::from(p.n_heads) * f64::from(p.head_dim))
                 .input("x", F32, "seq_len n_heads head_dim")
                 .input("weight", F32, "head_dim")

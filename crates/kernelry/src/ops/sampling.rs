@@ -2,9 +2,15 @@
 
 use super::{rows_and_cols, size};
 use crate::backend::cpu::sampling as cpu;
-use crate::catalogue::{Family, Geometry, Kernel};
+use crate::catalogue::{Family, Geometry, Kernel, Text};
 use crate::conformance::sampling as oracle;
-use crate::{Buffer, DType, Encoder, Error, Result};
+use crate::{Buffer, DType, Encoder, Error, Result, kernel_text};
+
+const TEXT: Text = kernel_text!("sampling.h");
+const SORT_TEXT: Text = kernel_text!("sampling/sort.h");
+
+/// Elements that a group of threads sorts, of a row of any length.
+const SORT_ROOM: u32 = 2048;
 
 /// Index that stands for "no element": a poisoned row must not look like a token.
 pub const NO_TOKEN: u32 = u32::MAX;
@@ -44,6 +50,11 @@ crate::params! {
     }
 }
 
+/// A power of two of threads, up to 1024, for a row with `each` elements a thread.
+fn threads(cols: u32, each: u32) -> u32 {
+    cols.div_ceil(each).min(1024).next_power_of_two().max(64)
+}
+
 /// Catalogue entries of the family.
 pub(crate) fn kernels() -> Vec<Kernel> {
     use DType::{F32, U32};
@@ -53,7 +64,8 @@ pub(crate) fn kernels() -> Vec<Kernel> {
             .input("x", F32, "rows cols")
             .output("ids", U32, "rows cols")
             .class("exact", "a permutation, ties by index")
-            .geometry(|p: &RowsParams| Geometry::linear(p.rows, p.cols.next_power_of_two().clamp(32, 256)))
+            .geometry(|p: &RowsParams| Geometry::linear(p.rows.saturating_mul(p.cols.div_ceil(SORT_ROOM)), threads(p.cols, 2)))
+            .text(SORT_TEXT, "")
             .cpu(cpu::argsort_desc)
             .tested(oracle::argsort_desc, oracle::argsort_desc_cases)
             .build(),
@@ -63,7 +75,8 @@ pub(crate) fn kernels() -> Vec<Kernel> {
             .output("index", U32, "rows")
             .output("value", F32, "rows")
             .class("exact", "index 0xFFFFFFFF and value NaN for a row with NaN or +inf, or of -inf alone")
-            .geometry(|p: &RowsParams| Geometry { groups: [p.cols.div_ceil(8192).clamp(1, 64), p.rows, 1], threads: [256, 1, 1] })
+            .geometry(|p: &RowsParams| Geometry::linear(p.rows, threads(p.cols, 4)))
+            .text(TEXT, "")
             .cpu(cpu::argmax)
             .tested(oracle::argmax, oracle::argmax_cases)
             .build(),
@@ -87,7 +100,8 @@ pub(crate) fn kernels() -> Vec<Kernel> {
         })
         .class("f32", "CDF[token-1] - 1e-5 ≤ u ≤ CDF[token] + 1e-5; token 0xFFFFFFFF for NaN, +inf, or -inf alone")
         .flops(|p: &SoftmaxSampleParams| 5.0 * f64::from(p.n))
-        .geometry(|p: &SoftmaxSampleParams| Geometry::linear(1, p.n.next_power_of_two().clamp(32, 1024)))
+        .geometry(|p: &SoftmaxSampleParams| Geometry::linear(1, threads(p.n, 4)))
+        .text(TEXT, "")
         .cpu(cpu::softmax_sample)
         .tested(oracle::softmax_sample, oracle::softmax_sample_cases)
         .build(),
@@ -103,7 +117,8 @@ pub(crate) fn kernels() -> Vec<Kernel> {
                 Ok(())
             })
             .class("exact", "slots without an element: index 0xFFFFFFFF, value -inf")
-            .geometry(|p: &TopKParams| Geometry::linear(p.n.div_ceil(8192).clamp(1, 64), 256))
+            .geometry(|p: &TopKParams| Geometry::linear(1, threads(p.n, 2)))
+            .text(SORT_TEXT, "")
             .cpu(cpu::top_k)
             .tested(oracle::top_k, oracle::top_k_cases)
             .build(),
