@@ -184,7 +184,7 @@ pub(crate) fn rope_cases(c: &mut Cases) {
 /// Head widths, and how many pairs turn.
 fn head_shapes() -> impl Iterator<Item = (u32, u32)> {
     let halves = |head_dim: u32| [0, head_dim / 8, head_dim / 4, head_dim / 2].map(|half| (head_dim, half));
-    [2, 6, 12, 64, 128, 256, 512].into_iter().flat_map(halves)
+    [2, 6, 12, 64, 128, 256, 512, 2080].into_iter().flat_map(halves)
 }
 
 pub(crate) fn head_norm_rope_batch_cases(c: &mut Cases) {

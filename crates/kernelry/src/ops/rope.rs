@@ -115,23 +115,22 @@ fn check_dims(head_dim: u32, rope_dim: u32) -> Result<(), String> {
 }
 
 /// Positions in x, shares of their heads in y: a thread takes a pair through up to four heads at once.
-fn rotation_launch(p: &RopeParams) -> Geometry {
-    let across = (p.head_dim / 2).clamp(1, 256).next_power_of_two();
-    let down = (128 / across).min(p.n_heads.min(128).next_power_of_two()).max(64u32.div_ceil(across));
-    let shares = p.n_heads.div_ceil(4 * down).clamp(1, 65_535);
-    Geometry { groups: [p.seq_len, shares, 1], threads: [across, down, 1] }
+fn rotation_launch(seq_len: u32, n_heads: u32, head_dim: u32) -> Geometry {
+    let across = (head_dim / 2).clamp(1, 256).next_power_of_two();
+    let down = (128 / across).min(n_heads.clamp(1, 128).next_power_of_two()).max(64u32.div_ceil(across));
+    Geometry { groups: [seq_len, n_heads.div_ceil(4 * down).clamp(1, 65_535), 1], threads: [across, down, 1] }
 }
 
-/// Positions in x, shares of their heads in y: four warps or more, each with up to two heads.
-fn head_launch(p: &HeadNormRopeParams) -> Geometry {
-    Geometry { groups: [p.seq_len, p.n_heads.div_ceil(8).clamp(1, 65_535), 1], threads: [128, 1, 1] }
+/// Positions in x, shares of their heads in y: about two heads a warp.
+fn head_launch(seq_len: u32, n_heads: u32) -> Geometry {
+    Geometry { groups: [seq_len, n_heads.div_ceil(8).clamp(1, 65_535), 1], threads: [128, 1, 1] }
 }
 
 fn rotation(name: &str, dtype: DType, summary: &'static str) -> KernelBuilder {
     let entry = Kernel::builder(name, Family::Rope, summary)
         .params::<RopeParams>()
         .check(|p: &RopeParams| check_dims(p.head_dim, p.rope_dim))
-        .geometry(rotation_launch)
+        .geometry(|p: &RopeParams| rotation_launch(p.seq_len, p.n_heads, p.head_dim))
         .text(TEXT, "")
         .flops(|p: &RopeParams| 3.0 * f64::from(p.seq_len) * f64::from(p.n_heads) * f64::from(p.rope_dim))
         .input("x", dtype, "seq_len*n_heads head_dim")
@@ -185,7 +184,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
                     }
                     Ok(())
                 })
-                .geometry(head_launch)
+                .geometry(|p: &HeadNormRopeParams| head_launch(p.seq_len, p.n_heads))
                 .text(TEXT, "")
                 .flops(|p: &HeadNormRopeParams| 7.0 * f64::from(p.seq_len) * f64::from(p.n_heads) * f64::from(p.head_dim))
                 .input("x", F32, "seq_len n_heads head_dim")
@@ -215,11 +214,11 @@ pub(crate) fn kernels() -> Vec<Kernel> {
 fn rounded_head_norms() -> Vec<Kernel> {
     const BOUND: &str = "1 ulp of the rounded f64 result and 1e-5·max|y_row| + 1e-6 where terms cancel";
     let entry = |name: &str, summary| Kernel::builder(name, Family::Rope, summary).class("f32, f32 angle, one rounding to bf16", BOUND);
-    let threads = |head_dim: u32| head_dim.clamp(32, 256);
     let batch = entry("fused_head_norm_rope_batch_bf16", "n = rms(x)·w of each head, rotated as (n[p], n[p + D/2])")
         .params::<HeadNormRopeBatchParams>()
         .check(|p: &HeadNormRopeBatchParams| check_head_norm(p.head_dim, p.half_rope, p.eps))
-        .geometry(move |p: &HeadNormRopeBatchParams| Geometry::linear(p.seq_len.saturating_mul(p.n_heads), threads(p.head_dim)))
+        .geometry(|p: &HeadNormRopeBatchParams| head_launch(p.seq_len, p.n_heads))
+        .text(TEXT, "")
         .flops(|p: &HeadNormRopeBatchParams| 7.0 * f64::from(p.seq_len) * f64::from(p.n_heads) * f64::from(p.head_dim))
         .input("x", BF16, "seq_len n_heads head_dim")
         .input("weight", BF16, "head_dim")
@@ -235,7 +234,8 @@ fn rounded_head_norms() -> Vec<Kernel> {
     let table = entry("fused_head_norm_rope_bf16", "n = rms(x)·w of each head, rotated as (n[p], n[p + half_rope]) by tables")
         .params::<HeadNormRopeTableParams>()
         .check(|p: &HeadNormRopeTableParams| check_head_norm(p.head_dim, p.half_rope, p.eps))
-        .geometry(move |p: &HeadNormRopeTableParams| Geometry::linear(p.n_heads, threads(p.head_dim)))
+        .geometry(|p: &HeadNormRopeTableParams| head_launch(1, p.n_heads))
+        .text(TEXT, "")
         .flops(|p: &HeadNormRopeTableParams| 7.0 * f64::from(p.n_heads) * f64::from(p.head_dim))
         .input("x", BF16, "n_heads head_dim")
         .input("weight", BF16, "head_dim")

@@ -4,11 +4,11 @@
 //! Pairs are `(p, p + rope_dim/2)`: rotated are the first `rope_dim` elements, the rest is copied. The axis of pair `p` follows from
 //! `p mod Z`, where `Z` is the sum of the sections.
 
-use super::{check_dims, heads_of, inv_freq, oracle};
+use super::{TEXT, check_dims, heads_of, inv_freq, oracle, rotation_launch};
 use crate::DType::{BF16, F32, I32};
 use crate::backend::cpu::CpuFn;
 use crate::backend::cpu::rope as cpu;
-use crate::catalogue::{Family, Geometry, Kernel};
+use crate::catalogue::{Family, Kernel};
 use crate::ops::{size, unsupported};
 use crate::{Buffer, DType, Encoder, Error, Result, bf16};
 
@@ -131,7 +131,8 @@ pub(super) fn kernels() -> Vec<Kernel> {
         entry
             .params::<RopeMultiParams>()
             .check(RopeMultiParams::check)
-            .geometry(|p: &RopeMultiParams| Geometry::linear(p.seq_len.saturating_mul(p.n_heads), (p.head_dim / 2).clamp(32, 256)))
+            .geometry(|p: &RopeMultiParams| rotation_launch(p.seq_len, p.n_heads, p.head_dim))
+            .text(TEXT, "")
             .flops(|p: &RopeMultiParams| 3.0 * f64::from(p.seq_len) * f64::from(p.n_heads) * f64::from(p.rope_dim))
             .input("x", dtype, "seq_len*n_heads head_dim")
             .input("positions", I32, "4 seq_len")
