@@ -37,17 +37,33 @@ impl Device {
         Device::new(Arc::new(crate::backend::cpu::CpuBackend::new()))
     }
 
-    /// Opens a device by name: `cpu`, `emulator`.
+    /// Opens a device by name: `cpu`, `cuda`, `cuda:1`, `emulator`.
     ///
     /// # Errors
     /// [`Error::DeviceNotFound`] with the reason if there is none of that name here.
     pub fn open(name: &str) -> Result<Device> {
         match name {
             "cpu" => Ok(Device::cpu()),
+            #[cfg(feature = "cuda")]
+            "cuda" => Device::cuda(0),
+            #[cfg(feature = "cuda")]
+            name if name.starts_with("cuda:") => match name.get(5..).and_then(|i| i.parse().ok()) {
+                Some(index) => Device::cuda(index),
+                None => Err(Error::invalid("device", format!("got `{name}`, expected `cuda` or `cuda:` and a number"))),
+            },
             #[cfg(feature = "emulator")]
             "emulator" => Device::emulator(crate::Config::from_env().emulator),
             _ => Err(Error::DeviceNotFound { device: name.to_owned(), reason: backend_state(name) }),
         }
+    }
+
+    /// NVIDIA GPU number `index` of this machine.
+    ///
+    /// # Errors
+    /// As [`CudaBackend::new`](crate::backend::cuda::CudaBackend::new).
+    #[cfg(feature = "cuda")]
+    pub fn cuda(index: u32) -> Result<Device> {
+        Ok(Device::new(Arc::new(crate::backend::cuda::CudaBackend::new(index)?)))
     }
 
     /// The emulator, which runs kernel texts for GPUs on the CPU and reports their mistakes.
@@ -109,6 +125,8 @@ pub const BACKENDS: &[&str] = &["cpu", "cuda", "metal", "emulator"];
 pub fn backend_state(name: &str) -> String {
     match name {
         "cpu" => format!("available: {}", crate::backend::cpu::describe()),
+        #[cfg(feature = "cuda")]
+        name if name == "cuda" || name.starts_with("cuda:") => crate::backend::cuda::CudaBackend::describe(),
         #[cfg(feature = "emulator")]
         "emulator" => crate::backend::emulator::EmulatorBackend::describe(),
         name if BACKENDS.contains(&name) => "this build has no such backend".to_owned(),

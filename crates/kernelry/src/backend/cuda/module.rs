@@ -1,0 +1,115 @@
+//! Compiling texts for the device, and loading what was compiled.
+
+use std::any::Any;
+use std::ffi::CString;
+use std::sync::Arc;
+
+use cudarc::driver::sys;
+
+use super::driver::{Gpu, check};
+use super::nvrtc::Nvrtc;
+use crate::backend::{Compiler, Executable, Module, Unit};
+
+pub(super) struct CudaCompiler {
+    gpu: Arc<Gpu>,
+    arch: String,
+    /// Without NVRTC, kernels come from packs alone.
+    nvrtc: Result<Nvrtc, String>,
+    toolchain: String,
+}
+
+impl CudaCompiler {
+    pub(super) fn new(gpu: &Arc<Gpu>) -> CudaCompiler {
+        let (major, minor) = gpu.capability;
+        // The variants with `a` have the instructions of that chip alone, which only texts for it use.
+        let suffix = if matches!(major, 9 | 10) { "a" } else { "" };
+        let arch = format!("sm_{major}{minor}{suffix}");
+        let nvrtc = Nvrtc::find().map_err(|e| e.to_string());
+        let toolchain = nvrtc.as_ref().map_or_else(|_| format!("no nvrtc; {arch}"), |n| n.toolchain(&arch));
+        CudaCompiler { gpu: gpu.clone(), arch, nvrtc, toolchain }
+    }
+
+    pub(super) fn arch(&self) -> &str {
+        &self.arch
+    }
+
+    pub(super) fn can_compile(&self) -> bool {
+        self.nvrtc.is_ok()
+    }
+}
+
+impl Compiler for CudaCompiler {
+    fn toolchain(&self) -> &str {
+        &self.toolchain
+    }
+
+    fn compile(&self, unit: &Unit<'_>) -> Result<Vec<u8>, String> {
+        Ok(self.nvrtc.as_ref().map_err(Clone::clone)?.compile(unit, &self.arch)?.image)
+    }
+
+    fn load(&self, artefact: &[u8]) -> Result<Arc<dyn Module>, String> {
+        self.gpu.enter().map_err(|e| e.to_string())?;
+        let mut module = std::ptr::null_mut();
+        // The driver finds the end of an image from its headers, so one that is cut off must not reach it.
+        super::nvrtc::cubin_kernels(artefact)?;
+        // SAFETY: the image is whole, as far as its tables say; the driver copies it.
+        check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, artefact.as_ptr().cast()) }).map_err(|e| e.to_string())?;
+        Ok(Arc::new(CudaModule(Arc::new(Loaded { gpu: self.gpu.clone(), module }))))
+    }
+}
+
+struct Loaded {
+    gpu: Arc<Gpu>,
+    module: sys::CUmodule,
+}
+
+// SAFETY: handles of the driver may be used from any thread that has made the context current.
+unsafe impl Send for Loaded {}
+// SAFETY: as above.
+unsafe impl Sync for Loaded {}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        if self.gpu.synchronize().is_ok() {
+            // SAFETY: loaded by us, and nothing that was submitted uses it any more.
+            let _ = unsafe { sys::cuModuleUnload(self.module) };
+        }
+    }
+}
+
+struct CudaModule(Arc<Loaded>);
+
+impl Module for CudaModule {
+    fn function(&self, entry: &str) -> Result<Arc<dyn Executable>, String> {
+        self.0.gpu.enter().map_err(|e| e.to_string())?;
+        let name = CString::new(entry).map_err(|e| e.to_string())?;
+        let mut function = std::ptr::null_mut();
+        let mut max_threads = 0;
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
+        // SAFETY: the module is loaded, the name ends in zero, and both results are variables of the types that the calls fill.
+        unsafe {
+            check("cuModuleGetFunction", sys::cuModuleGetFunction(&mut function, self.0.module, name.as_ptr()))
+                .and_then(|()| check("cuFuncGetAttribute", sys::cuFuncGetAttribute(&mut max_threads, attribute, function)))
+                .map_err(|e| format!("{entry}: {e}"))?;
+        }
+        Ok(Arc::new(CudaKernel { _loaded: self.0.clone(), function, max_threads: max_threads.unsigned_abs() }))
+    }
+}
+
+/// A kernel, ready to launch.
+pub(super) struct CudaKernel {
+    _loaded: Arc<Loaded>,
+    pub(super) function: sys::CUfunction,
+    pub(super) max_threads: u32,
+}
+
+// SAFETY: as for `Loaded`.
+unsafe impl Send for CudaKernel {}
+// SAFETY: as for `Loaded`.
+unsafe impl Sync for CudaKernel {}
+
+impl Executable for CudaKernel {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
