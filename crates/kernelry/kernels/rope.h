@@ -99,9 +99,9 @@ ROPE_MULTI(rope_multi_bf16, kn_bf16)
 
 // RMS norm of each head, then its rotation. A block takes a position, whose sines and cosines it puts into a table once, a warp one head
 // after the other, a lane its pairs. The elements of up to HEAD_KEEP pairs a lane stay in registers, so that x is read once; pairs of wider
-// heads are read again, and pairs beyond the table have their angle taken again. Normalised values are f32 until they are stored.
+// heads are read again, and have their angle taken again. Normalised values are f32 until they are stored.
 #define HEAD_KEEP 8u
-#define HEAD_TABLE 512u
+#define HEAD_TABLE (HEAD_KEEP * KN_WARP)
 
 // What a launch works on. Where angles are given, `frequencies` are their cosines and `factors` their sines. Operands that a kernel lacks
 // are any pointers, and absent.
@@ -156,7 +156,7 @@ KN_FN void head_store(KN_PRIVATE const HeadRows<T>& r, uint pair, float a, float
 // Heads `first`, `first + step`, ... of position `t` by one warp of a block of `n` threads, of which this is `at`.
 template <class T>
 KN_FN void head_norm_rope(KN_PRIVATE const HeadRows<T>& r, KN_LOCAL float* table, uint t, uint first, uint step, uint lane, uint at, uint n) {
-  const uint pairs = r.dim / 2, kept = HEAD_KEEP * KN_WARP;
+  const uint pairs = r.dim / 2;
   for (uint pair = at; pair < kn_min(r.turning, HEAD_TABLE); pair += n) {
     float c, s;
     head_angle(r, pair, c, s);
@@ -176,7 +176,7 @@ KN_FN void head_norm_rope(KN_PRIVATE const HeadRows<T>& r, KN_LOCAL float* table
       b[k] = pair < pairs ? kn_to_f32(head[j]) : 0.0f;
     }
     KN_UNROLL for (uint k = 0; k < HEAD_KEEP; ++k) squares += a[k] * a[k] + b[k] * b[k];
-    for (uint pair = lane + kept; pair < pairs; pair += KN_WARP) {
+    for (uint pair = lane + HEAD_TABLE; pair < pairs; pair += KN_WARP) {
       rope_elements(i, j, pair, r.turning, r.offset, r.dim);
       const float u = kn_to_f32(head[i]), v = kn_to_f32(head[j]);
       squares += u * u + v * v;
@@ -184,18 +184,12 @@ KN_FN void head_norm_rope(KN_PRIVATE const HeadRows<T>& r, KN_LOCAL float* table
     const float scale = kn_rsqrt(kn_warp_sum(squares) / (float)r.dim + r.eps);
     KN_UNROLL for (uint k = 0; k < HEAD_KEEP; ++k) {
       const uint pair = lane + k * KN_WARP;
-      // No more pairs are kept than the table holds, whatever the width of a warp.
       const bool turns = pair < r.turning;
       if (pair < pairs) head_store(r, pair, a[k], b[k], scale, turns ? table[pair] : 1.0f, turns ? table[HEAD_TABLE + pair] : 0.0f, row, perm_row);
     }
-    for (uint pair = lane + kept; pair < pairs; pair += KN_WARP) {
+    for (uint pair = lane + HEAD_TABLE; pair < pairs; pair += KN_WARP) {
       float c = 1, s = 0;
-      if (pair < r.turning && pair < HEAD_TABLE) {
-        c = table[pair];
-        s = table[HEAD_TABLE + pair];
-      } else if (pair < r.turning) {
-        head_angle(r, pair, c, s);
-      }
+      if (pair < r.turning) head_angle(r, pair, c, s);
       rope_elements(i, j, pair, r.turning, r.offset, r.dim);
       head_store(r, pair, kn_to_f32(head[i]), kn_to_f32(head[j]), scale, c, s, row, perm_row);
     }

@@ -87,11 +87,12 @@ KN_FN float sampling_weight(float x, float top, float inverse) { return kn_exp((
 // Every thread has a segment of the row, summed by its warp: lanes read neighbours, and sums are trees, whose error grows with the
 // logarithm of the length. The scan over segments says which one the target falls into, and one warp walks through that. An element of
 // weight zero is never taken; where rounding leaves no element above the target, the last one with a weight is.
-KN_KERNEL(softmax_sample_f32, 1024, SoftmaxSampleParams, KN_IN(0, float, x), KN_OUT(1, uint, token), KN_OUT(2, float, logprob)) {
+KN_KERNEL(softmax_sample_f32, 512, SoftmaxSampleParams, KN_IN(0, float, x), KN_OUT(1, uint, token), KN_OUT(2, float, logprob)) {
   KN_SHARED(float, values, KN_SCRATCH);
   KN_SHARED(uint, indices, KN_SCRATCH);
   KN_SHARED(float, before, 1);
   const uint t = KN_THREAD_X, n = KN_BLOCK_X, lane = KN_LANE, warp = KN_WARP_ID, warps = n / KN_WARP;
+  const float inverse = 1.0f / p.temperature;
   float top;
   uint at;
   sampling_best(top, at, x, p.n, values, indices, t, n, lane, warp);
@@ -102,13 +103,21 @@ KN_KERNEL(softmax_sample_f32, 1024, SoftmaxSampleParams, KN_IN(0, float, x), KN_
     }
     return;
   }
-  const float inverse = 1.0f / p.temperature;
-  const uint length = kn_cdiv(p.n, n);
+  const uint length = kn_cdiv(p.n, 4 * n) * 4;
+  const bool vector = kn_aligned(x, 16);
   float mine = 0;
   for (uint s = 0; s < KN_WARP; ++s) {
     const uint first = (warp * KN_WARP + s) * length, end = kn_min(first + length, p.n);
     float sum = 0;
-    for (uint i = first + lane; i < end; i += KN_WARP) sum += sampling_weight(x[i], top, inverse);
+    for (uint i = first + 4 * lane; i < end; i += 4 * KN_WARP) {
+      if (vector && i + 4 <= end) {
+        const float4 v = kn_load4(x + i);
+        sum += sampling_weight(v.x, top, inverse) + sampling_weight(v.y, top, inverse) +
+               (sampling_weight(v.z, top, inverse) + sampling_weight(v.w, top, inverse));
+      } else {
+        for (uint j = i; j < kn_min(i + 4, end); ++j) sum += sampling_weight(x[j], top, inverse);
+      }
+    }
     sum = kn_warp_sum(sum);
     if (lane == s) mine = sum;
   }
@@ -147,9 +156,10 @@ KN_KERNEL(softmax_sample_f32, 1024, SoftmaxSampleParams, KN_IN(0, float, x), KN_
     const float e = i + lane < end ? sampling_weight(x[i + lane], top, inverse) : 0.0f;
     const float sum = running + sampling_scan(e, lane);
     hit = kn_warp_min(e > 0.0f && sum > beyond ? i + lane : SAMPLING_NONE);
-    heavy = kn_max(heavy, kn_warp_max(e > 0.0f ? i + lane : 0u));
+    if (e > 0.0f) heavy = i + lane;
     running = kn_shfl(sum, KN_WARP - 1);
   }
+  heavy = kn_warp_max(heavy);
   if (lane == 0) {
     const uint chosen = hit != SAMPLING_NONE ? hit : heavy;
     token[0] = chosen;

@@ -100,7 +100,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
         })
         .class("f32", "CDF[token-1] - 1e-5 ≤ u ≤ CDF[token] + 1e-5; token 0xFFFFFFFF for NaN, +inf, or -inf alone")
         .flops(|p: &SoftmaxSampleParams| 5.0 * f64::from(p.n))
-        .geometry(|p: &SoftmaxSampleParams| Geometry::linear(1, threads(p.n, 4)))
+        .geometry(|p: &SoftmaxSampleParams| Geometry::linear(1, threads(p.n, 4).min(512)))
         .text(TEXT, "")
         .cpu(cpu::softmax_sample)
         .tested(oracle::softmax_sample, oracle::softmax_sample_cases)
