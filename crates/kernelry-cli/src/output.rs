@@ -63,6 +63,17 @@ impl Output {
         self.line(text)
     }
 
+    /// A JSON object with a list `name` at its end, each element of which has a line of its own.
+    pub(crate) fn json_with_rows(&mut self, head: &impl serde::Serialize, name: &str, rows: &[impl serde::Serialize]) -> CliResult {
+        let broken = |e: serde_json::Error| Failure::runtime(format!("JSON: {e}"));
+        let head = serde_json::to_string_pretty(head).map_err(broken)?;
+        let lines = rows.iter().map(|row| serde_json::to_string(row).map(|row| format!("    {row}")));
+        let lines = lines.collect::<Result<Vec<_>, _>>().map_err(broken)?.join(",\n");
+        // The last brace comes again after the list.
+        let head = head.strip_suffix("\n}").unwrap_or(&head);
+        self.line(format!("{head},\n  \"{name}\": [\n{lines}\n  ]\n}}"))
+    }
+
     /// A table without lines, its columns aligned, wrapped to the width of a terminal.
     pub(crate) fn table(&mut self, header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> CliResult {
         let mut table = Table::new();

@@ -44,6 +44,8 @@ fn check_refuses_wrong_arguments() {
 fn bench_measures_and_compares_with_the_device() {
     let report = kernelry(&["bench", "rms_norm_f32", "--time", "20", "--json"]).ok().json();
     assert!(report["roofline"]["copy_bytes_per_second"].as_f64().unwrap() > 1e8);
+    assert_eq!(report["command"], "kernelry bench rms_norm_f32 --time 20 --json");
+    assert!(report["threads"].as_u64().unwrap() > 0 && report["device"]["name"].is_string(), "{report}");
     let rows = report["results"].as_array().unwrap();
     assert!(!rows.is_empty());
     for row in rows {

@@ -9,6 +9,7 @@ use kernelry::registry::Math;
 use serde::Serialize;
 
 use super::bench_model::{self, Format, Plan};
+use super::bench_origin::Origin;
 use crate::device::{DeviceArg, Selection};
 use crate::failure::{CliResult, Failure};
 use crate::model::ModelArg;
@@ -84,13 +85,12 @@ struct Row {
     residency: Residency,
 }
 
+/// What is printed with `--json`, and what stands under `bench/`, before the rows.
 #[derive(Serialize)]
 struct Report {
-    version: &'static str,
-    device: kernelry::backend::DeviceInfo,
-    build: &'static str,
+    #[serde(flatten)]
+    origin: Origin,
     roofline: Roofline,
-    results: Vec<Row>,
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
@@ -152,9 +152,7 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
     }
     bar.finish_and_clear();
     if args.json {
-        let build = if cfg!(debug_assertions) { "debug" } else { "release" };
-        let device = ctx.device().info().clone();
-        out.json(&Report { version: env!("CARGO_PKG_VERSION"), device, build, roofline, results: rows })?;
+        out.json_with_rows(&Report { origin: Origin::new(ctx.device().info()), roofline }, "results", &rows)?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use kernelry::backend::DeviceInfo;
 use kernelry_models::Generator;
 use serde::Serialize;
 
+use super::bench_origin::Origin;
 use crate::device::DeviceArg;
 use crate::failure::{CliResult, Failure};
 use crate::interrupt;
@@ -34,6 +35,9 @@ pub(crate) struct Plan<'a> {
 /// A test, with the field names of llama-bench.
 #[derive(Serialize)]
 struct Row {
+    build_commit: Option<&'static str>,
+    command: String,
+    cpu_info: String,
     model_filename: String,
     model_type: String,
     model_size: u64,
@@ -103,7 +107,11 @@ fn measure(plan: &Plan<'_>, generator: &mut Generator, device: &DeviceInfo, n_pr
     let ((avg_ns, stddev_ns), (avg_ts, stddev_ts)) = (mean_and_deviation(&times), mean_and_deviation(&speeds));
     let model = generator.model();
     let config = model.config();
+    let origin = Origin::new(device);
     Ok(Row {
+        build_commit: origin.commit,
+        command: origin.command,
+        cpu_info: device.name.clone(),
         model_filename: plan.model.path().display().to_string(),
         model_type: format!("{} {} {}", config.architecture.name(), params(model.parameters()).replace(' ', ""), plan.model.file_type()?),
         model_size: model.weight_bytes(),

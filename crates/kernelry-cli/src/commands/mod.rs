@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 mod bench_model;
+mod bench_origin;
 pub(crate) mod check;
 pub(crate) mod doctor;
 pub(crate) mod generate;

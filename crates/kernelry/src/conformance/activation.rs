@@ -80,6 +80,9 @@ fn flat(c: &mut Cases, edges_of: &[&'static str], aliases: &[&'static str]) {
     for &name in aliases {
         c.add(format!("in place of {name}"), ActivationParams { n: 5000 }).in_place("out", name);
     }
+    for rows in [1, 512] {
+        c.bench(format!("n={rows}*14336"), ActivationParams { n: rows * 14336 });
+    }
 }
 
 pub(crate) fn sigmoid_mul_cases(c: &mut Cases) {
@@ -105,6 +108,7 @@ pub(crate) fn softcap_cases(c: &mut Cases) {
     let edges = [0.0, -0.0, 1e4, -1e4, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1e-4];
     c.add("edges", SoftcapParams { n: 16, cap: 5.0 }).input("x", Input::Values(edges.to_vec()));
     c.add("in place", SoftcapParams { n: 5000, cap: 30.0 }).in_place("out", "x");
+    c.bench("n=262144", SoftcapParams { n: 262_144, cap: 30.0 });
 }
 
 pub(crate) fn softmax_cases(c: &mut Cases) {
@@ -144,4 +148,7 @@ pub(crate) fn softmax_cases(c: &mut Cases) {
         ]),
     );
     c.add("in place", SoftmaxParams { rows: 3, cols: 100 }).in_place("out", "x");
+    for (rows, cols) in [(1, 262_144), (8192, 1024)] {
+        c.bench(format!("rows={rows} cols={cols}"), SoftmaxParams { rows, cols });
+    }
 }

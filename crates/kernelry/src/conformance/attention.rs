@@ -232,6 +232,20 @@ pub(crate) fn sdpa_cases(c: &mut Cases) {
         };
         c.add("prefill of 576", params);
     }
+    for seq_len in [1, 512] {
+        let params = SdpaParams {
+            batch: 1,
+            n_heads: 32,
+            n_kv_heads: 8,
+            head_dim: 128,
+            seq_len,
+            kv_capacity: 4096,
+            do_causal: 1,
+            scale: 0.088,
+            kv_seq_len: StepU32::new(4096),
+        };
+        c.bench(format!("H=32/8 D=128 Sq={seq_len} n=4096"), params);
+    }
 }
 
 pub(crate) fn sdpa_decode_cases(c: &mut Cases) {
@@ -256,6 +270,11 @@ pub(crate) fn sdpa_decode_cases(c: &mut Cases) {
     if c.intensity >= 2 {
         let kv_seq_len = StepU32::new(8192);
         c.add("long", SdpaDecodeParams { n_heads: 32, n_kv_heads: 8, head_dim: 128, kv_capacity: 8192, scale: 0.088, kv_seq_len });
+    }
+    for head_dim in [128, 256] {
+        let kv_seq_len = StepU32::new(4096);
+        let params = SdpaDecodeParams { n_heads: 32, n_kv_heads: 8, head_dim, kv_capacity: 4096, scale: 0.088, kv_seq_len };
+        c.bench(format!("H=32/8 D={head_dim} n=4096"), params);
     }
 }
 
@@ -301,6 +320,9 @@ pub(crate) fn decode_cases(c: &mut Cases) {
     if c.intensity >= 2 {
         c.add("long", params(32, 8, 128, 8192, 8192, 0, 0.0));
     }
+    for head_dim in [128, 256] {
+        c.bench(format!("H=32/8 D={head_dim} n=4096"), params(32, 8, head_dim, 4096, 4096, 0, 0.0));
+    }
 }
 
 pub(crate) fn prefill_cases(c: &mut Cases) {
@@ -339,6 +361,9 @@ pub(crate) fn prefill_cases(c: &mut Cases) {
     }
     if c.intensity >= 2 {
         c.add("prefill of 512", params(512, 32, 8, 128, 512, 512, 0, 0.0));
+    }
+    for head_dim in [128, 256] {
+        c.bench(format!("S=512 H=32/8 D={head_dim} n=4096"), params(512, 32, 8, head_dim, 4096, 4096, 0, 0.0));
     }
 }
 

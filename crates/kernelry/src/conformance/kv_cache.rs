@@ -125,6 +125,7 @@ pub(crate) fn token_cases(c: &mut Cases) {
     if c.intensity >= 2 {
         c.add("ring of 1024", params(8, 256, 1024, 1023));
     }
+    c.bench("heads=8 head_dim=128 cap=4096", params(8, 128, 4096, 4095));
 }
 
 pub(crate) fn seq_copy(r: &mut Reference<'_>) {
@@ -164,4 +165,5 @@ pub(crate) fn seq_cases(c: &mut Cases) {
     if c.intensity >= 2 {
         c.add("prefill into a ring", params(8, 256, 1024, 1024, 4096, 3072, 3072));
     }
+    c.bench("heads=8 head_dim=128 cap=4096 tokens=512", params(8, 128, 4096, 512, 512, 0, 0));
 }

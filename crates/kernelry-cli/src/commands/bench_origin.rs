@@ -1,0 +1,47 @@
+//! Where figures come from: what a reader needs to judge them and to repeat them.
+
+use kernelry::backend::DeviceInfo;
+use serde::Serialize;
+
+/// Device, threads, source and command of a measurement.
+#[derive(Serialize)]
+pub(super) struct Origin {
+    version: &'static str,
+    /// The commit that was built, where the build was told: `KERNELRY_COMMIT` in its environment.
+    pub(super) commit: Option<&'static str>,
+    build: &'static str,
+    pub(super) command: String,
+    device: DeviceInfo,
+    threads: u32,
+}
+
+impl Origin {
+    pub(super) fn new(device: &DeviceInfo) -> Origin {
+        Origin {
+            version: env!("CARGO_PKG_VERSION"),
+            commit: option_env!("KERNELRY_COMMIT"),
+            build: if cfg!(debug_assertions) { "debug" } else { "release" },
+            command: command(std::env::args().skip(1)),
+            device: device.clone(),
+            threads: device.units,
+        }
+    }
+}
+
+/// The command as one types it.
+fn command(args: impl Iterator<Item = String>) -> String {
+    let plain = |arg: &str| !arg.is_empty() && arg.chars().all(|c| c.is_alphanumeric() || "-_=./:,".contains(c));
+    let quoted = args.map(|arg| if plain(&arg) { arg } else { format!("'{}'", arg.replace('\'', "'\\''")) });
+    std::iter::once("kernelry".to_owned()).chain(quoted).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::command;
+
+    #[test]
+    fn words_that_a_shell_would_change_are_quoted() {
+        let args = ["bench", "kernel_*_f32", "--time=20", "it's"].map(str::to_owned);
+        assert_eq!(command(args.into_iter()), r"kernelry bench 'kernel_*_f32' --time=20 'it'\''s'");
+    }
+}
