@@ -113,28 +113,9 @@ pub(crate) fn sdpa_decode(r: &mut Reference<'_>) {
     attention(r, &problem, bound(DType::F32));
 }
 
-pub(crate) fn decode(r: &mut Reference<'_>) {
-    let p: AttentionDecodeParams = r.params();
-    let problem = Problem {
-        batch: 1,
-        n_heads: p.n_heads as usize,
-        n_kv_heads: p.n_kv_heads as usize,
-        head_dim: p.head_dim as usize,
-        seq_len: 1,
-        keys: p.kv_seq_len.max() as usize,
-        capacity: p.kv_capacity as usize,
-        scale: f64::from(p.scale),
-        softcap: f64::from(p.softcap),
-        causal: true,
-        window: p.window as usize,
-        token_major: true,
-    };
-    attention(r, &problem, bound(DType::F32));
-}
-
-pub(crate) fn prefill(r: &mut Reference<'_>) {
-    let p: AttentionPrefillParams = r.params();
-    let problem = Problem {
+/// A causal problem of one sequence with token-major queries.
+fn causal(p: AttentionPrefillParams) -> Problem {
+    Problem {
         batch: 1,
         n_heads: p.n_heads as usize,
         n_kv_heads: p.n_kv_heads as usize,
@@ -147,7 +128,17 @@ pub(crate) fn prefill(r: &mut Reference<'_>) {
         causal: true,
         window: p.window as usize,
         token_major: true,
-    };
+    }
+}
+
+pub(crate) fn decode(r: &mut Reference<'_>) {
+    let AttentionDecodeParams { n_heads, n_kv_heads, head_dim, kv_capacity, window, scale, softcap, kv_seq_len } = r.params();
+    let one = AttentionPrefillParams { seq_len: 1, n_heads, n_kv_heads, head_dim, kv_capacity, window, scale, softcap, kv_seq_len };
+    attention(r, &causal(one), bound(DType::F32));
+}
+
+pub(crate) fn prefill(r: &mut Reference<'_>) {
+    let problem = causal(r.params());
     attention(r, &problem, bound(DType::F32));
 }
 

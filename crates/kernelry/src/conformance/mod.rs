@@ -14,6 +14,7 @@ pub mod elementwise;
 pub mod kv_cache;
 pub mod layout;
 pub mod matmul;
+pub mod moe;
 mod negative;
 pub mod norm;
 pub mod quantized;

@@ -5,7 +5,11 @@
 //! with nothing but -inf, gives ids `0..k` and NaN weights.
 
 use crate::DType::{BF16, F32, U32};
-use crate::catalogue::{Family, Kernel, KernelBuilder};
+use crate::backend::cpu::CpuFn;
+use crate::backend::cpu::{activation as flat, moe as cpu};
+use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder};
+use crate::conformance::moe as oracle;
+use crate::{DType, bf16};
 
 crate::params! {
     /// Parameters of routers.
@@ -107,6 +111,8 @@ fn router(name: &str, summary: &'static str) -> KernelBuilder {
         .params::<RouterParams>()
         .class("f32", "ids exact, weights |err| ≤ 1e-6 + 1e-5·|w|")
         .check(|p: &RouterParams| at_most("top_k", p.top_k, p.n_experts.min(64)))
+        .geometry(|p: &RouterParams| Geometry::linear(p.n_tokens, 128))
+        .flops(|p: &RouterParams| 5.0 * f64::from(p.n_tokens) * f64::from(p.n_experts))
 }
 
 /// Catalogue entries of the family.
@@ -123,6 +129,8 @@ fn routers() -> Vec<Kernel> {
             .input("logits", F32, "n_tokens n_experts")
             .output("ids", U32, "n_tokens top_k")
             .output("weights", F32, "n_tokens top_k")
+            .cpu(cpu::softmax_topk)
+            .tested(oracle::route, oracle::router_cases)
             .build(),
         entry("moe_gate", "ids, w = top-k of l = rms(x)·norm_w · routerᵀ, w = softmax over the chosen · scale")
             .params::<GateParams>()
@@ -137,6 +145,10 @@ fn routers() -> Vec<Kernel> {
             .input("scale", F32, "n_experts")
             .output("ids", U32, "n_tokens top_k")
             .output("weights", F32, "n_tokens top_k")
+            .geometry(|p: &GateParams| Geometry::linear(p.n_tokens, 256))
+            .flops(|p: &GateParams| 2.0 * f64::from(p.n_tokens) * f64::from(p.n_experts) * f64::from(p.dim))
+            .cpu(cpu::gate)
+            .tested(oracle::gate, oracle::gate_cases)
             .build(),
         router("moe_gather_topk_weights", "ids = order[..k], w = probs / Σ probs · scale")
             .input("probs", F32, "n_tokens n_experts")
@@ -144,6 +156,8 @@ fn routers() -> Vec<Kernel> {
             .input("scale", F32, "n_experts")
             .output("ids", U32, "n_tokens top_k")
             .output("weights", F32, "n_tokens top_k")
+            .cpu(cpu::gather_topk_weights)
+            .tested(oracle::gather, oracle::gather_cases)
             .build(),
     ];
     let fused = ["fused_moe_routing_f32", "fused_moe_routing_f32_v2", "fused_moe_routing_f32_v3"];
@@ -160,6 +174,8 @@ fn routers() -> Vec<Kernel> {
                 .input("per_expert_scale", F32, "n_experts")
                 .output("ids", U32, "n_tokens top_k")
                 .output("weights", F32, "n_tokens top_k")
+                .cpu(cpu::fused_routing)
+                .tested(oracle::route, oracle::router_cases)
                 .build(),
         );
     }
@@ -168,7 +184,9 @@ fn routers() -> Vec<Kernel> {
 
 fn gates() -> Vec<Kernel> {
     let mut list = Vec::new();
-    for (name, dtype) in [("fused_gelu_mul", F32), ("fused_gelu_mul_bf16", BF16)] {
+    let flat: [(&str, DType, CpuFn); 2] =
+        [("fused_gelu_mul", F32, flat::gelu_mul::<f32>), ("fused_gelu_mul_bf16", BF16, flat::gelu_mul::<bf16>)];
+    for (name, dtype, run) in flat {
         let make = if dtype == BF16 { bf16_entry } else { entry };
         list.push(
             make(name, "y = gelu(gate) · up, tanh form")
@@ -177,6 +195,10 @@ fn gates() -> Vec<Kernel> {
                 .input("up", dtype, "n")
                 .output("out", dtype, "n")
                 .may_alias(&["gate", "up"])
+                .geometry(|p: &FlatParams| Geometry::elements(p.n))
+                .flops(|p: &FlatParams| 11.0 * f64::from(p.n))
+                .cpu(run)
+                .tested(oracle::gelu_mul, oracle::gelu_mul_cases)
                 .build(),
         );
     }
@@ -188,14 +210,28 @@ fn gates() -> Vec<Kernel> {
             .may_alias(&["gate_up"])
             .build(),
     );
-    for (name, dtype) in [("moe_swiglu_batch", F32), ("moe_swiglu_seq", F32), ("moe_swiglu_seq_bf16", BF16)] {
+    let rows: [(&str, DType, CpuFn); 3] = [
+        ("moe_swiglu_batch", F32, cpu::gelu_glu::<f32>),
+        ("moe_swiglu_seq", F32, cpu::gelu_glu::<f32>),
+        ("moe_swiglu_seq_bf16", BF16, cpu::gelu_glu::<bf16>),
+    ];
+    for (name, dtype, run) in rows {
         let make = if dtype == BF16 { bf16_entry } else { entry };
         let mut builder = make(name, "y = gelu(gate) · up of the two halves of each row (GELU despite the name)").params::<GluParams>();
         if name == "moe_swiglu_batch" {
             builder = builder
                 .check(|p: &GluParams| if p.n_tokens <= 1 { Ok(()) } else { Err(format!("n_tokens: got {}, expected 1", p.n_tokens)) });
         }
-        list.push(builder.input("gate_up", dtype, "n_tokens top_k 2*ffn").output("out", dtype, "n_tokens top_k ffn").build());
+        list.push(
+            builder
+                .input("gate_up", dtype, "n_tokens top_k 2*ffn")
+                .output("out", dtype, "n_tokens top_k ffn")
+                .geometry(|p: &GluParams| Geometry::elements(p.n_tokens.saturating_mul(p.top_k).saturating_mul(p.ffn)))
+                .flops(|p: &GluParams| 11.0 * f64::from(p.n_tokens) * f64::from(p.top_k) * f64::from(p.ffn))
+                .cpu(run)
+                .tested(oracle::gelu_mul, oracle::glu_cases)
+                .build(),
+        );
     }
     list.push(
         entry("moe_swiglu_seq_backward_f32", "gradient of gelu(gate) · up with respect to both halves")
@@ -211,9 +247,19 @@ fn gates() -> Vec<Kernel> {
 }
 
 fn combinations() -> Vec<Kernel> {
-    let combine = |name: &str, summary: &'static str| entry(name, summary).params::<CombineParams>();
+    let combine = |name: &str, summary: &'static str| {
+        entry(name, summary)
+            .params::<CombineParams>()
+            .geometry(|p: &CombineParams| Geometry::linear(p.n_tokens, 256))
+            .flops(|p: &CombineParams| 2.0 * f64::from(p.n_tokens) * f64::from(p.top_k) * f64::from(p.dim))
+    };
     let mut list = Vec::new();
-    for (name, dtype) in [("moe_weighted_sum", F32), ("moe_weighted_sum_seq", F32), ("moe_weighted_sum_seq_bf16_input", BF16)] {
+    let sums: [(&str, DType, CpuFn); 3] = [
+        ("moe_weighted_sum", F32, cpu::combine::<f32>),
+        ("moe_weighted_sum_seq", F32, cpu::combine::<f32>),
+        ("moe_weighted_sum_seq_bf16_input", BF16, cpu::combine::<bf16>),
+    ];
+    for (name, dtype, run) in sums {
         let mut builder = combine(name, "out[t] = Σ_j w[t, j] · y[t, j], ascending j");
         if name == "moe_weighted_sum" {
             builder = builder
@@ -224,6 +270,8 @@ fn combinations() -> Vec<Kernel> {
                 .input("y", dtype, "n_tokens top_k dim")
                 .input("weights", F32, "n_tokens top_k")
                 .output("out", F32, "n_tokens dim")
+                .cpu(run)
+                .tested(oracle::combine, oracle::combine_cases)
                 .build(),
         );
     }
@@ -237,6 +285,8 @@ fn combinations() -> Vec<Kernel> {
             .optional()
             .output("out", F32, "n_tokens dim")
             .may_alias(&["residual", "y_shared"])
+            .cpu(cpu::combine_shared)
+            .tested(oracle::combine, oracle::combine_shared_cases)
             .build(),
     );
     list.push(
@@ -253,7 +303,16 @@ fn combinations() -> Vec<Kernel> {
             .output("dweights", F32, "n_tokens top_k")
             .build(),
     );
-    list.push(entry("zero_buffer", "x = 0").params::<FlatParams>().class("fill", "exact bits").output("out", F32, "n").build());
+    list.push(
+        entry("zero_buffer", "x = 0")
+            .params::<FlatParams>()
+            .class("fill", "exact bits")
+            .output("out", F32, "n")
+            .geometry(|p: &FlatParams| Geometry::elements(p.n))
+            .cpu(cpu::zero)
+            .tested(oracle::zero, oracle::flat_cases)
+            .build(),
+    );
     list.push(
         entry("moe_accumulate", "acc += weight · y")
             .params::<AccumulateParams>()
@@ -264,6 +323,10 @@ fn combinations() -> Vec<Kernel> {
             )
             .input("y", F32, "n")
             .in_out("acc", F32, "n")
+            .geometry(|p: &AccumulateParams| Geometry::elements(p.n))
+            .flops(|p: &AccumulateParams| 2.0 * f64::from(p.n))
+            .cpu(cpu::accumulate)
+            .tested(oracle::accumulate, oracle::accumulate_cases)
             .build(),
     );
     list.push(

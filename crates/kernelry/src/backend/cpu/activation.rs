@@ -76,15 +76,27 @@ pub(crate) fn silu_mul(call: &CpuCall<'_>) {
     );
 }
 
+/// The tanh form of GELU.
+#[inline(always)]
+pub(super) fn gelu_of(x: f32) -> f32 {
+    let t = 0.797_884_6 * (x + 0.044_715 * x * x * x);
+    // `1 + tanh t = 2σ(2t)` without the cancellation for negative t.
+    x * sigmoid(2.0 * t)
+}
+
 pub(crate) fn gelu<T: Vectored>(call: &CpuCall<'_>) {
     unary::<T>(
         call,
         #[inline(always)]
-        |x| {
-            let t = 0.797_884_6 * (x + 0.044_715 * x * x * x);
-            // `1 + tanh t = 2σ(2t)` without the cancellation for negative t.
-            x * sigmoid(2.0 * t)
-        },
+        |x| gelu_of(x),
+    );
+}
+
+pub(crate) fn gelu_mul<T: Vectored>(call: &CpuCall<'_>) {
+    binary::<T>(
+        call,
+        #[inline(always)]
+        |gate, up| gelu_of(gate) * up,
     );
 }
 

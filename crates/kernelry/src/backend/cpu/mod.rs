@@ -10,6 +10,7 @@ pub(crate) mod layout;
 pub(crate) mod math;
 mod memory;
 pub(crate) use memory::HostMemory;
+pub(crate) mod moe;
 pub(crate) mod norm;
 pub(crate) mod parallel;
 pub(crate) mod quantized;

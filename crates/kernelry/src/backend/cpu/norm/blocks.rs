@@ -2,9 +2,10 @@
 
 use super::{Scale, inverse_rms, row_cost, row_of, rows, scale, scale_add, sum_of_squares, unless_same, widen};
 use crate::backend::cpu::CpuCall;
+use crate::backend::cpu::moe::weighted_sum;
 use crate::backend::cpu::parallel::{for_rows, for_rows_of};
 use crate::backend::cpu::scratch::with_scratch;
-use crate::backend::cpu::vector::{Isa, VectorKernel, Vectored, dispatch};
+use crate::backend::cpu::vector::{Vectored, dispatch};
 use crate::bf16;
 use crate::ops::norm::{
     ExpertNormParams, ExpertScaledNormParams, L2NormParams, L2NormScaleParams, NormParams, PermutedNormParams, ScaledNormParams,
@@ -203,27 +204,10 @@ impl<'a> Experts<'a> {
         Experts { outputs: call.input(0), weights: call.input(1), dim, top_k }
     }
 
-    /// `Σ_k w_k · y_k` in ascending `k`. No expert is skipped for a weight of zero: its NaN must show.
+    /// `Σ_k w_k · y_k` of a token.
     fn sum(&self, token: usize, to: &mut [f32]) {
-        to.fill(0.0);
-        let outputs = self.outputs[token * self.top_k * self.dim..].chunks_exact(self.dim);
-        for (y, &w) in outputs.zip(&self.weights[token * self.top_k..(token + 1) * self.top_k]) {
-            dispatch(MultiplyAdd { x: y, w, to });
-        }
-    }
-}
-
-/// `to += x · w`, each product rounded.
-struct MultiplyAdd<'a> {
-    x: &'a [f32],
-    w: f32,
-    to: &'a mut [f32],
-}
-
-impl VectorKernel for MultiplyAdd<'_> {
-    #[inline(always)]
-    fn run<I: Isa>(self, _isa: I) {
-        self.to.iter_mut().zip(self.x).for_each(|(t, x)| *t += x * self.w);
+        let weights = &self.weights[token * self.top_k..(token + 1) * self.top_k];
+        weighted_sum(&self.outputs[token * self.top_k * self.dim..], weights, to);
     }
 }
 
