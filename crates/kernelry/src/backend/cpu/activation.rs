@@ -85,11 +85,7 @@ pub(super) fn gelu_of(x: f32) -> f32 {
 }
 
 pub(crate) fn gelu<T: Vectored>(call: &CpuCall<'_>) {
-    unary::<T>(
-        call,
-        #[inline(always)]
-        |x| gelu_of(x),
-    );
+    unary::<T>(call, gelu_of);
 }
 
 pub(crate) fn gelu_mul<T: Vectored>(call: &CpuCall<'_>) {
