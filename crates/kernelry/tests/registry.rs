@@ -9,11 +9,16 @@ use std::time::{Duration, Instant};
 use kernelry::backend::Capability;
 use kernelry::catalogue;
 use kernelry::registry::{ConstantType, ConstantValue, Constants, Math, Options, Origin, SourceSlots, format_key, parse_key};
-use kernelry::{Device, Error, Registry};
+use kernelry::{Config, Device, Error, Registry};
 use proptest::prelude::*;
 use support::counting;
 
 const NOW: Duration = Duration::ZERO;
+
+/// Without what is on this machine's disk.
+fn registry() -> Registry {
+    Registry::with_config(&Config::default())
+}
 
 #[test]
 fn construction_needs_no_device_and_compiles_nothing() {
@@ -27,7 +32,7 @@ fn construction_needs_no_device_and_compiles_nothing() {
 fn every_listed_name_is_in_the_catalogue_and_answers() {
     let listed: Vec<&str> = catalogue::core_names().collect();
     assert_eq!(listed.len(), 348);
-    let (registry, cpu) = (Registry::new(), Device::cpu());
+    let (registry, cpu) = (registry(), Device::cpu());
     for name in listed {
         let entry = catalogue::find(name).unwrap_or_else(|| panic!("{name} is not in the catalogue"));
         assert!(!entry.summary().is_empty(), "{name} has no summary");
@@ -51,7 +56,7 @@ fn catalogue_names_are_unique() {
 
 #[test]
 fn the_second_request_returns_the_same_object() {
-    let (registry, cpu) = (Registry::new(), Device::cpu());
+    let (registry, cpu) = (registry(), Device::cpu());
     assert!(!registry.is_cached("rms_norm_f32"));
     let first = registry.get_pipeline("rms_norm_f32", &cpu).unwrap();
     assert!(registry.is_cached("rms_norm_f32"));
@@ -66,7 +71,7 @@ fn the_second_request_returns_the_same_object() {
 
 #[test]
 fn an_unknown_name_is_named_with_its_neighbours() {
-    let error = Registry::new().get_pipeline("rms_norm_f23", &Device::cpu()).unwrap_err();
+    let error = registry().get_pipeline("rms_norm_f23", &Device::cpu()).unwrap_err();
     let Error::KernelNotFound { name, nearest } = &error else { panic!("{error}") };
     assert_eq!(name, "rms_norm_f23");
     assert!(nearest.contains(&"rms_norm_f32".to_owned()), "{nearest:?}");
@@ -76,7 +81,7 @@ fn an_unknown_name_is_named_with_its_neighbours() {
 #[test]
 fn constants_make_pipelines_of_their_own_in_any_order() {
     let (backend, device) = counting(NOW);
-    let registry = Registry::new();
+    let registry = registry();
     registry.register_source("user", "text").unwrap();
     let four = registry.get_pipeline_with_constants("user", &device, &[], &[(3, 4)]).unwrap();
     let eight = registry.get_pipeline_with_constants("user", &device, &[], &[(3, 8)]).unwrap();
@@ -100,7 +105,7 @@ fn constants_make_pipelines_of_their_own_in_any_order() {
 
 #[test]
 fn wrong_constants_are_refused() {
-    let (registry, cpu) = (Registry::new(), Device::cpu());
+    let (registry, cpu) = (registry(), Device::cpu());
     let twice = registry.get_pipeline_with_constants("rms_norm_f32", &cpu, &[(1, true)], &[(1, 2)]).unwrap_err();
     assert!(matches!(&twice, Error::InvalidConstant { index: 1, reason, .. } if reason.contains("twice")), "{twice}");
     let unknown = registry.get_pipeline_with_constants("rms_norm_f32", &cpu, &[], &[(9, 2)]).unwrap_err();
@@ -118,7 +123,7 @@ fn wrong_constants_are_refused() {
 #[test]
 fn threads_compile_each_key_once_and_keys_in_parallel() {
     let (backend, device) = counting(Duration::from_millis(40));
-    let registry = Registry::new();
+    let registry = registry();
     registry.register_source("user", "text").unwrap();
     let started = Instant::now();
     std::thread::scope(|scope| {
@@ -138,7 +143,7 @@ fn threads_compile_each_key_once_and_keys_in_parallel() {
 #[test]
 fn names_with_one_text_share_a_module() {
     let (backend, device) = counting(NOW);
-    let registry = Registry::new();
+    let registry = registry();
     for name in ["a", "b", "c"] {
         registry.register_source(name, "one text").unwrap();
         registry.get_pipeline(name, &device).unwrap();
@@ -150,7 +155,7 @@ fn names_with_one_text_share_a_module() {
 #[test]
 fn one_name_with_another_text_is_another_kernel() {
     let (backend, device) = counting(NOW);
-    let registry = Registry::new();
+    let registry = registry();
     registry.register_source("user", "first").unwrap();
     let first = registry.get_pipeline("user", &device).unwrap();
     let special = registry.get_pipeline_with_constants("user", &device, &[], &[(0, 1)]).unwrap();
@@ -171,7 +176,7 @@ fn one_name_with_another_text_is_another_kernel() {
 #[test]
 fn a_compile_of_a_replaced_text_is_not_inserted() {
     let (backend, device) = counting(Duration::from_millis(100));
-    let registry = Registry::new();
+    let registry = registry();
     registry.register_source("user", "old").unwrap();
     std::thread::scope(|scope| {
         let slow = scope.spawn(|| registry.get_pipeline("user", &device).unwrap());
@@ -191,7 +196,7 @@ fn a_compile_of_a_replaced_text_is_not_inserted() {
 #[test]
 fn a_failure_compiles_once_and_recovers_with_the_source() {
     let (backend, device) = counting(NOW);
-    let registry = Registry::new();
+    let registry = registry();
     registry.register_source("user", "#error").unwrap();
     for _ in 0..5 {
         let error = registry.get_pipeline("user", &device).unwrap_err();
@@ -209,11 +214,9 @@ fn a_failure_compiles_once_and_recovers_with_the_source() {
 
 #[test]
 fn a_built_in_can_be_replaced_and_comes_back() {
-    let (backend, device) = counting(NOW);
-    let (registry, cpu) = (Registry::new(), Device::cpu());
+    let (_, device) = counting(NOW);
+    let (registry, cpu) = (registry(), Device::cpu());
     let native = registry.get_pipeline("rms_norm_f32", &cpu).unwrap();
-    // Even with a pack that has the name, the text registered at run time is what runs.
-    backend.pack.lock().unwrap().insert("rms_norm_f32".into(), [0; 32]);
     registry.register_source("rms_norm_f32", "mine").unwrap();
     let mine = registry.get_pipeline("rms_norm_f32", &device).unwrap();
     assert_eq!(mine.identity().origin, Origin::RuntimeSource);
@@ -236,7 +239,7 @@ fn a_built_in_can_be_replaced_and_comes_back() {
 
 #[test]
 fn names_that_cannot_be_keys_are_refused() {
-    let registry = Registry::new();
+    let registry = registry();
     for name in ["", "a|b", "|"] {
         assert!(matches!(registry.register_source(name, "t"), Err(Error::InvalidArgument { .. })), "{name}");
     }
@@ -244,7 +247,7 @@ fn names_that_cannot_be_keys_are_refused() {
 
 #[test]
 fn a_protected_kernel_is_a_typed_error() {
-    let registry = Registry::new();
+    let registry = registry();
     registry.register_source("user", "one").unwrap();
     let guard = registry.protect("user").unwrap();
     assert!(registry.register_source("user", "one").is_ok(), "identical text changes nothing");
@@ -256,7 +259,7 @@ fn a_protected_kernel_is_a_typed_error() {
 
 #[test]
 fn devices_and_options_do_not_share_pipelines() {
-    let registry = Registry::new();
+    let registry = registry();
     let (a, b) = (Device::cpu(), Device::cpu());
     let on_a = registry.get_pipeline("rms_norm_f32", &a).unwrap();
     let on_b = registry.get_pipeline("rms_norm_f32", &b).unwrap();
@@ -272,7 +275,7 @@ fn devices_and_options_do_not_share_pipelines() {
 #[test]
 fn prewarm_reports_and_clear_empties() {
     let (backend, device) = counting(NOW);
-    let registry = Registry::new();
+    let registry = registry();
     registry.register_source("good", "g").unwrap();
     registry.register_source("bad", "#error").unwrap();
     let report = registry.prewarm(&device, &["good", "bad", "nowhere"]);
@@ -293,7 +296,7 @@ fn prewarm_reports_and_clear_empties() {
 #[test]
 fn a_capability_is_asked_once_a_device() {
     let (backend, device) = counting(NOW);
-    let registry = Registry::new();
+    let registry = registry();
     for _ in 0..3 {
         assert!(registry.probe(&device, Capability::MatrixUnits).unwrap());
     }
@@ -306,7 +309,7 @@ fn the_registry_is_shared_between_threads() {
     fn check<T: Send + Sync + Clone>() {}
     check::<Registry>();
     check::<kernelry::registry::Pipeline>();
-    let registry = Registry::new();
+    let registry = registry();
     let clone = registry.clone();
     clone.register_source("user", "t").unwrap();
     assert!(registry.id("user").is_ok());
@@ -335,7 +338,7 @@ proptest! {
     #[test]
     fn any_text_parses_or_errs(text in ".{0,40}") {
         let _ = parse_key(&text);
-        let registry = Registry::new();
+        let registry = registry();
         prop_assert!(!registry.is_cached(&text));
     }
 }

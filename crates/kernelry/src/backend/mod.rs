@@ -6,8 +6,10 @@ pub mod cuda;
 mod dialect;
 #[cfg(feature = "emulator")]
 pub mod emulator;
+mod offline;
 
 pub use dialect::Target;
+pub use offline::{Artefact, BuildTarget, DeviceCompiler, OfflineCompiler, Resources, offline_compiler};
 
 use std::any::Any;
 use std::sync::Arc;
@@ -88,19 +90,26 @@ pub trait Compiler: Send + Sync {
     /// # Errors
     /// The compiler's message, pointing at the lines of `unit.text`.
     fn compile(&self, unit: &Unit<'_>) -> Result<Vec<u8>, String>;
-    /// Loads what [`Compiler::compile`] made, now or in an earlier process.
+    /// Loads what [`Compiler::compile`] made, now or in an earlier process, or what a pack holds. Devices that can load but not compile
+    /// have a compiler too, whose `compile` says why it cannot.
     ///
     /// # Errors
     /// The loader's message; a stored artefact is then compiled again.
     fn load(&self, artefact: &[u8]) -> Result<Arc<dyn Module>, String>;
-}
-
-/// A function that was compiled ahead of time for this device.
-pub struct Precompiled {
-    /// The function.
-    pub executable: Arc<dyn Executable>,
-    /// Hash of the text it was made from: it is used only where that equals the registered text's.
-    pub source_hash: [u8; 32],
+    /// Those of the options that change what this compiler makes; others are set to their defaults, so that they share what is stored.
+    fn effective(&self, options: Options) -> Options {
+        options
+    }
+    /// Whether [`Compiler::load`] takes what was made for `target`, in a pack that came from elsewhere.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    fn accepts(&self, target: &BuildTarget) -> Result<(), String> {
+        if target.toolchain == self.toolchain() {
+            return Ok(());
+        }
+        Err(format!("made by `{}`, expected `{}`", target.toolchain, self.toolchain()))
+    }
 }
 
 /// Whether a backend has a kernel, and why not.
@@ -205,8 +214,6 @@ pub trait Backend: Send + Sync {
     fn map(&self, file: &FileMap, offset: usize, len: usize) -> Result<Option<Box<dyn Memory>>>;
     /// The implementation that needs no text, if this backend has one.
     fn native(&self, kernel: &Kernel, constants: &Constants, options: Options) -> Option<Arc<dyn Executable>>;
-    /// The function from a precompiled pack, if one is loaded that has it.
-    fn precompiled(&self, name: &str, constants: &Constants, options: Options) -> Option<Precompiled>;
     /// The compiler for kernel texts, if this backend has one.
     fn compiler(&self) -> Option<&dyn Compiler>;
     /// Runs a command list. Access rules between commands are given by its barriers.

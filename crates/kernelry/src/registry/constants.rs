@@ -129,7 +129,7 @@ impl fmt::Debug for Constants {
 }
 
 /// How a kernel may compute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Math {
     /// Operands are rounded only as the kernel's numerical class says.
@@ -140,7 +140,7 @@ pub enum Math {
 }
 
 /// Options that are part of a pipeline's key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct Options {
     /// Math mode.

@@ -1,27 +1,36 @@
 //! The registry: hands out compiled kernels, compiling each at most once.
 //!
 //! A [`Registry`] needs no device to exist, is shared by cloning, and never compiles under a lock that another key needs. A cache hit
-//! neither allocates nor formats a string.
+//! neither allocates nor formats a string. What it has not in memory it looks for in packs, then in the cache on disk, before it compiles.
 
+mod build;
 mod constants;
+mod disk;
+mod pack;
+mod pack_build;
 mod pipeline;
 mod source;
 
+use std::borrow::Cow;
 use std::hash::BuildHasher;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use parking_lot::{Mutex, RwLock};
 
 pub use constants::{ConstantType, ConstantValue, Constants, MAX_CONSTANTS, Math, Options, format_key, parse_key};
+pub use disk::{CacheEntry, CacheLabel, DiskCache};
+pub use pack::Pack;
+pub use pack_build::{PackBuilder, PackReport, PackedKernel};
 pub use pipeline::{Identity, Origin, Pipeline};
 pub use source::SourceSlots;
 
-use crate::backend::{Capability, Module, Unit};
+use crate::Config;
+use crate::backend::Capability;
 use crate::catalogue::{self, Kernel};
 use crate::device::{Device, DeviceId};
 use crate::{Error, Result};
-use pipeline::PipelineInner;
 use source::Source;
 
 /// Interned kernel name. Valid for the registry that gave it and its clones.
@@ -71,12 +80,23 @@ struct State {
 }
 
 /// A compiled unit, shared by all names and devices that have one text.
-type ModuleCell = Arc<OnceLock<Result<Arc<dyn Module>, String>>>;
+type ModuleCell = Arc<OnceLock<Result<build::Loaded, String>>>;
+
+/// A pack that was asked for, and what became of it.
+#[derive(Clone, Debug)]
+pub struct PackState {
+    /// Path or label.
+    pub label: String,
+    /// The pack, or why it cannot be used.
+    pub pack: Result<Arc<Pack>>,
+}
 
 struct Inner {
     hasher: DefaultHashBuilder,
     state: RwLock<State>,
     modules: Mutex<HashMap<([u8; 32], DeviceId), ModuleCell>>,
+    packs: RwLock<Vec<PackState>>,
+    disk: Option<DiskCache>,
     probes: Mutex<HashMap<(DeviceId, Capability), bool>>,
 }
 
@@ -128,8 +148,14 @@ impl Drop for Protection {
 }
 
 impl Registry {
-    /// A registry of all built-in kernels. Compiles nothing and needs no device.
+    /// A registry of all built-in kernels, with the packs and the cache on disk of the process environment (see [`Config`]). Compiles
+    /// nothing and needs no device.
     pub fn new() -> Registry {
+        Registry::with_config(Config::from_env())
+    }
+
+    /// As [`Registry::new`], with the packs and the cache on disk of `config`; [`Config::default`] has neither.
+    pub fn with_config(config: &Config) -> Registry {
         let mut state = State { ids: HashMap::new(), kernels: Vec::new(), slots: HashTable::new() };
         for entry in catalogue::builtin() {
             let name: Arc<str> = entry.name().into();
@@ -140,6 +166,14 @@ impl Registry {
             hasher: DefaultHashBuilder::default(),
             state: RwLock::new(state),
             modules: Mutex::new(HashMap::new()),
+            packs: RwLock::new(
+                config
+                    .packs
+                    .iter()
+                    .map(|path| PackState { label: path.display().to_string(), pack: Pack::open(path).map(Arc::new) })
+                    .collect(),
+            ),
+            disk: config.cache_dir.as_ref().map(DiskCache::new),
             probes: Mutex::new(HashMap::new()),
         };
         Registry { inner: Arc::new(inner) }
@@ -260,66 +294,37 @@ impl Registry {
         Ok(slot)
     }
 
-    /// Builds the pipeline of a slot: native function, precompiled pack, or compiler, in that order. Runs outside every lock.
-    fn build(&self, slot: &Slot, device: &Device) -> Result<Pipeline> {
-        let (name, entry) = {
-            let state = self.inner.state.read();
-            let kernel = state.kernels.get(slot.key.kernel.0 as usize);
-            (kernel.map_or_else(|| Arc::from(""), |k| k.name.clone()), kernel.and_then(|k| k.entry))
-        };
-        let backend = device.backend();
-        let label = format_key(&name, &slot.key.constants);
-        let compilation = |message: String| Error::Compilation { name: name.to_string(), key: label.clone(), message };
-        let finish = |executable, origin, content_hash, fallback: Option<String>, started: std::time::Instant| {
-            Pipeline::new(PipelineInner {
-                device: device.clone(),
-                kernel: slot.key.kernel,
-                entry,
-                name: name.clone(),
-                constants: slot.key.constants,
-                identity: Identity {
-                    label: label.clone(),
-                    origin,
-                    content_hash,
-                    options: slot.key.options,
-                    device: device.info().name.clone(),
-                    build_time: started.elapsed(),
-                    fallback,
-                },
-                executable,
-            })
-        };
-        let started = std::time::Instant::now();
-        let unsupported = || Error::BackendUnsupported { name: name.to_string(), backend: device.info().backend.clone() };
-        let mut fallback = None;
-        let text = match (&slot.source, entry) {
-            (Some(source), _) => source.clone(),
-            (None, Some(entry)) => {
-                if !entry.has_entry_point() {
-                    return Err(compilation("kernel has no entry point".into()));
-                }
-                if let Some(executable) = backend.native(entry, &slot.key.constants, slot.key.options) {
-                    return Ok(finish(executable, Origin::BuiltIn, [0; 32], None, started));
-                }
-                let Some(text) = Source::builtin(entry) else { return Err(unsupported()) };
-                if let Some(found) = backend.precompiled(&name, &slot.key.constants, slot.key.options) {
-                    if found.source_hash == text.hash {
-                        return Ok(finish(found.executable, Origin::Precompiled, text.hash, None, started));
-                    }
-                    fallback = Some("the pack was made from another text".to_owned());
-                }
-                Arc::new(text)
-            }
-            (None, None) => return Err(unsupported()),
-        };
-        let Some(compiler) = backend.compiler() else { return Err(unsupported()) };
-        let unit = Unit { name: &name, text: &text.text, constants: &slot.key.constants, options: slot.key.options };
-        let content = source::content_hash(&unit, compiler.toolchain());
-        let cell = self.inner.modules.lock().entry((content, device.id())).or_default().clone();
-        let module = cell.get_or_init(|| compiler.load(&compiler.compile(&unit)?));
-        let module = module.as_ref().map_err(|message| compilation(message.clone()))?;
-        let executable = module.function(&name).map_err(compilation)?;
-        Ok(finish(executable, Origin::RuntimeSource, content, fallback, started))
+    /// Uses the pack in a file for pipelines that are built from now on. The first pack that has a kernel is the one used.
+    ///
+    /// # Errors
+    /// As [`Pack::open`].
+    pub fn add_pack(&self, path: &Path) -> Result<()> {
+        self.push_pack(Pack::open(path)?);
+        Ok(())
+    }
+
+    /// As [`Registry::add_pack`] for a pack in memory, which a program can carry: `include_bytes!("kernels.kpack").as_slice()`. `label`
+    /// stands for the path in messages.
+    ///
+    /// # Errors
+    /// As [`Pack::from_bytes`].
+    pub fn add_pack_bytes(&self, label: impl Into<String>, bytes: impl Into<Cow<'static, [u8]>>) -> Result<()> {
+        self.push_pack(Pack::from_bytes(label, bytes)?);
+        Ok(())
+    }
+
+    fn push_pack(&self, pack: Pack) {
+        self.inner.packs.write().push(PackState { label: pack.label().to_owned(), pack: Ok(Arc::new(pack)) });
+    }
+
+    /// The packs, in the order in which they are asked, with those that could not be opened.
+    pub fn packs(&self) -> Vec<PackState> {
+        self.inner.packs.read().clone()
+    }
+
+    /// The cache on disk, if there is one.
+    pub fn disk_cache(&self) -> Option<&DiskCache> {
+        self.inner.disk.as_ref()
     }
 
     /// Registers a kernel text for every backend that compiles texts. Identical text is a no-op that keeps the cache; another text

@@ -34,8 +34,13 @@ impl PartialEq for Source {
 
 impl Source {
     pub(super) fn new(backend: Option<String>, text: Arc<str>, slots: SourceSlots) -> Source {
-        let hash = *blake3::hash(text.as_bytes()).as_bytes();
+        let hash = Source::hash_of(&text);
         Source { backend, text, hash, slots }
+    }
+
+    /// Hash of a text, which stands for it in packs.
+    pub(super) fn hash_of(text: &str) -> [u8; 32] {
+        *blake3::hash(text.as_bytes()).as_bytes()
     }
 
     /// The text of a catalogue entry, if it has one.

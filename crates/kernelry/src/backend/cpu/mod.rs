@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 pub use call::{CpuCall, CpuFn};
 
-use crate::backend::{Backend, Capability, Compiler, DeviceInfo, Executable, Memory, Pending, Precompiled, Replay, Support};
+use crate::backend::{Backend, Capability, Compiler, DeviceInfo, Executable, Memory, Pending, Replay, Support};
 use crate::catalogue::Kernel;
 use crate::encoder::{Command, Commands, LaunchArg};
 use crate::registry::{Constants, Options};
@@ -140,10 +140,6 @@ impl Backend for CpuBackend {
 
     fn native(&self, kernel: &Kernel, constants: &Constants, options: Options) -> Option<Arc<dyn Executable>> {
         Some(Arc::new(CpuExecutable { run: kernel.cpu?, constants: *constants, options }))
-    }
-
-    fn precompiled(&self, _name: &str, _constants: &Constants, _options: Options) -> Option<Precompiled> {
-        None
     }
 
     fn compiler(&self) -> Option<&dyn Compiler> {

@@ -18,7 +18,7 @@ use memory::CudaMemory;
 use module::{CudaCompiler, CudaKernel};
 use smallvec::SmallVec;
 
-use super::{Backend, Capability, Compiler, DeviceInfo, Executable, Memory, Pending, Precompiled, Replay, Support};
+use super::{Backend, Capability, Compiler, DeviceInfo, Executable, Memory, Pending, Replay, Support};
 use crate::catalogue::{Kernel, ParamKind};
 use crate::encoder::{Command, Commands, Launch, LaunchArg};
 use crate::registry::{Constants, Options};
@@ -189,10 +189,6 @@ impl Backend for CudaBackend {
     }
 
     fn native(&self, _kernel: &Kernel, _constants: &Constants, _options: Options) -> Option<Arc<dyn Executable>> {
-        None
-    }
-
-    fn precompiled(&self, _name: &str, _constants: &Constants, _options: Options) -> Option<Precompiled> {
         None
     }
 

@@ -8,7 +8,8 @@ use cudarc::driver::sys;
 
 use super::driver::{Gpu, check};
 use super::nvrtc::Nvrtc;
-use crate::backend::{Compiler, Executable, Module, Unit};
+use crate::backend::{BuildTarget, Compiler, Executable, Module, Unit};
+use crate::registry::Options;
 
 pub(super) struct CudaCompiler {
     gpu: Arc<Gpu>,
@@ -45,6 +46,15 @@ impl Compiler for CudaCompiler {
 
     fn compile(&self, unit: &Unit<'_>) -> Result<Vec<u8>, String> {
         Ok(self.nvrtc.as_ref().map_err(Clone::clone)?.compile(unit, &self.arch)?.image)
+    }
+
+    fn effective(&self, _options: Options) -> Options {
+        // Texts compute the same in every math mode.
+        Options::default()
+    }
+
+    fn accepts(&self, target: &BuildTarget) -> Result<(), String> {
+        super::nvrtc::accepts(target, &self.arch)
     }
 
     fn load(&self, artefact: &[u8]) -> Result<Arc<dyn Module>, String> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use libloading::Library;
 
 use super::{cubin, nvrtc_find};
-use crate::backend::{Target, Unit};
+use crate::backend::{Artefact, BuildTarget, OfflineCompiler, Resources, Target, Unit};
 use crate::{Config, Error, Result};
 
 type Status = c_int;
@@ -73,31 +73,6 @@ struct Inner {
 /// The compiler. Cheap to clone, usable from any number of threads at once.
 #[derive(Clone)]
 pub struct Nvrtc(Arc<Inner>);
-
-/// What one kernel of a compiled text takes of a GPU.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[non_exhaustive]
-pub struct Resources {
-    /// Kernel name.
-    pub kernel: String,
-    /// Registers of a thread.
-    pub registers: u32,
-    /// Static shared memory of a block in bytes.
-    pub shared_bytes: u32,
-    /// Stack of a thread in bytes.
-    pub stack_bytes: u32,
-    /// Bytes that a thread stores because registers ran out.
-    pub spill_store_bytes: u32,
-    /// Bytes that a thread loads back.
-    pub spill_load_bytes: u32,
-}
-
-impl Resources {
-    /// Whether registers ran out.
-    pub fn spills(&self) -> bool {
-        self.spill_store_bytes > 0 || self.spill_load_bytes > 0
-    }
-}
 
 /// A compiled text.
 #[derive(Clone, Debug)]
@@ -214,17 +189,7 @@ impl Nvrtc {
     /// # Errors
     /// The compiler's message, pointing at the lines of `unit.text`.
     pub fn compile(&self, unit: &Unit<'_>, arch: &str) -> Result<Compiled, String> {
-        let capability = capability(arch).ok_or_else(|| format!("architecture: got `{arch}`, expected `sm_90a` or its like"))?;
-        let supported = self.supported()?;
-        if !supported.contains(&capability.0) {
-            let known: Vec<String> = supported.iter().map(|c| format!("sm_{c}")).collect();
-            let (major, minor) = self.version();
-            return Err(format!(
-                "architecture: got `{arch}`, NVRTC {major}.{minor} ({}) knows {}",
-                self.path().display(),
-                known.join(", ")
-            ));
-        }
+        let is_virtual = self.known(arch)?;
         let text = CString::new(Target::Cuda.translation_unit(unit)).map_err(|e| format!("text: {e}"))?;
         let name = CString::new(unit.name).map_err(|e| format!("name: {e}"))?;
         let mut handle: Program = ptr::null_mut();
@@ -242,7 +207,7 @@ impl Nvrtc {
         if let Err(error) = self.check("nvrtcCompileProgram", status) {
             return Err(if log.is_empty() { error } else { log });
         }
-        let image = if capability.1 {
+        let image = if is_virtual {
             program.take("nvrtcGetPTX", self.0.api.ptx_size, self.0.api.ptx)?
         } else {
             program.take("nvrtcGetCUBIN", self.0.api.cubin_size, self.0.api.cubin)?
@@ -252,6 +217,22 @@ impl Nvrtc {
         }
         let resources = resources(&log);
         Ok(Compiled { image, log, resources })
+    }
+
+    /// Whether an architecture is virtual, if this NVRTC can compile for it.
+    fn known(&self, arch: &str) -> Result<bool, String> {
+        let (number, is_virtual) = capability(arch).ok_or_else(|| format!("architecture: got `{arch}`, expected `sm_90a` or its like"))?;
+        let supported = self.supported()?;
+        if !supported.contains(&number) {
+            let known: Vec<String> = supported.iter().map(|c| format!("sm_{c}")).collect();
+            let (major, minor) = self.version();
+            return Err(format!(
+                "architecture: got `{arch}`, NVRTC {major}.{minor} ({}) knows {}",
+                self.path().display(),
+                known.join(", ")
+            ));
+        }
+        Ok(is_virtual)
     }
 
     fn check(&self, what: &str, status: Status) -> Result<(), String> {
@@ -289,6 +270,53 @@ pub fn runs_on(built: &str, device: &str) -> bool {
     match suffix {
         Some(b'a') => built_number == device_number,
         _ => built_number / 10 == device_number / 10 && built_number % 10 <= device_number % 10,
+    }
+}
+
+/// Whether what a pack holds for `target` can be loaded on a device of architecture `device`: made from texts behind this build's prelude,
+/// for an architecture that runs there. Which NVRTC made it does not matter.
+///
+/// # Errors
+/// Why not, in words.
+pub fn accepts(target: &BuildTarget, device: &str) -> Result<(), String> {
+    if target.prelude != Target::Cuda.prelude_hash() {
+        return Err("made by another version of this library".into());
+    }
+    if runs_on(&target.arch, device) { Ok(()) } else { Err(format!("made for {}, expected {device}", target.arch)) }
+}
+
+/// NVRTC for one architecture, for packs.
+pub struct CubinCompiler {
+    nvrtc: Nvrtc,
+    target: BuildTarget,
+}
+
+impl CubinCompiler {
+    /// Compiles for `arch`, such as `sm_90a`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if this NVRTC cannot compile for it.
+    pub fn new(nvrtc: Nvrtc, arch: &str) -> Result<CubinCompiler> {
+        nvrtc.known(arch).map_err(|message| Error::invalid("compile", message))?;
+        let (toolchain, prelude) = (nvrtc.toolchain(arch), Target::Cuda.prelude_hash());
+        let target = BuildTarget { backend: "cuda".into(), arch: arch.to_owned(), toolchain, prelude };
+        Ok(CubinCompiler { nvrtc, target })
+    }
+}
+
+impl OfflineCompiler for CubinCompiler {
+    fn target(&self) -> &BuildTarget {
+        &self.target
+    }
+
+    fn compile(&self, unit: &Unit<'_>) -> Result<Artefact, String> {
+        let compiled = self.nvrtc.compile(unit, &self.target.arch)?;
+        Ok(Artefact { bytes: compiled.image, resources: compiled.resources.into_iter().map(|r| (r.kernel.clone(), r)).collect() })
+    }
+
+    fn missing(&self, artefact: &[u8], names: &[&str]) -> Result<Vec<String>, String> {
+        let there = cubin::functions(artefact)?;
+        Ok(names.iter().filter(|name| !there.contains(**name)).map(|&name| name.to_owned()).collect())
     }
 }
 
@@ -379,7 +407,7 @@ fn number_before(line: &str, unit: &str) -> u32 {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-    use super::{Nvrtc, Resources, capability, cubin_kernels, resources, runs_on};
+    use super::{BuildTarget, Nvrtc, Resources, Target, accepts, capability, cubin_kernels, resources, runs_on};
 
     const LOG: &str = "\
 ptxas info    : 0 bytes gmem, 20 bytes cmem[4]
@@ -431,6 +459,16 @@ ptxas info    : Used 12 registers, used 0 barriers
         for (built, device) in [("sm_86", "sm_80"), ("sm_80", "sm_90"), ("sm_120a", "sm_121"), ("compute_80", "sm_80"), ("", "sm_80")] {
             assert!(!runs_on(built, device), "{built} {device}");
         }
+    }
+
+    #[test]
+    fn packs_of_this_prelude_for_a_fitting_architecture_are_accepted() {
+        let target =
+            |arch: &str, prelude: String| BuildTarget { backend: "cuda".into(), arch: arch.into(), toolchain: "any".into(), prelude };
+        assert_eq!(accepts(&target("sm_80", Target::Cuda.prelude_hash()), "sm_86"), Ok(()));
+        let elsewhere = accepts(&target("sm_80", Target::Cuda.prelude_hash()), "sm_90a").unwrap_err();
+        assert_eq!(elsewhere, "made for sm_80, expected sm_90a");
+        assert!(accepts(&target("sm_80", "old".into()), "sm_80").unwrap_err().contains("another version"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::module::EmulatorModule;
 use crate::backend::{Compiler, Module, Target, Unit};
+use crate::registry::Options;
 use crate::{Error, Result};
 
 /// A text that contains this only works on warps of 32 lanes.
@@ -106,6 +107,11 @@ impl Compiler for CxxCompiler {
         self.run(&arguments)?;
         self.run(&["-shared".as_ref(), object.as_os_str(), "-o".as_ref(), library.as_os_str(), "-lm".as_ref()])?;
         std::fs::read(&library).map_err(|e| format!("{}: {e}", library.display()))
+    }
+
+    fn effective(&self, _options: Options) -> Options {
+        // Texts compute the same in every math mode.
+        Options::default()
     }
 
     fn load(&self, artefact: &[u8]) -> Result<Arc<dyn Module>, String> {

@@ -20,7 +20,7 @@ use launch::LaunchState;
 use module::EmulatorKernel;
 
 use super::cpu::HostMemory;
-use super::{Backend, Capability, Compiler, DeviceInfo, Executable, Memory, Pending, Precompiled, Replay, Support};
+use super::{Backend, Capability, Compiler, DeviceInfo, Executable, Memory, Pending, Replay, Support};
 use crate::catalogue::Kernel;
 use crate::encoder::{Command, Commands, Launch};
 use crate::registry::{Constants, Options};
@@ -150,10 +150,6 @@ impl Backend for EmulatorBackend {
     }
 
     fn native(&self, _kernel: &Kernel, _constants: &Constants, _options: Options) -> Option<Arc<dyn Executable>> {
-        None
-    }
-
-    fn precompiled(&self, _name: &str, _constants: &Constants, _options: Options) -> Option<Precompiled> {
         None
     }
 
