@@ -42,7 +42,9 @@ pub(crate) enum Command {
     Inspect(commands::inspect::Args),
     Quantize(commands::quantize::Args),
     Generate(Box<commands::generate::Args>),
-    /// Show versions, devices, backends and settings
+    Compile(commands::compile::Args),
+    Cache(commands::cache::Args),
+    /// Show versions, devices, backends, packs, the cache and settings
     Doctor(commands::doctor::Args),
     /// Print a completion script for a shell
     Completions {

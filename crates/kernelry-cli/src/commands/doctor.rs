@@ -1,9 +1,11 @@
 //! `kernelry doctor`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use kernelry::backend::DeviceInfo;
-use kernelry::{BACKENDS, Device, backend_state, catalogue};
+use kernelry::backend::{BuildTarget, DeviceInfo};
+use kernelry::registry::{DiskCache, PackState};
+use kernelry::{BACKENDS, Device, Registry, backend_state, catalogue};
 use serde::Serialize;
 
 use crate::failure::CliResult;
@@ -29,6 +31,9 @@ struct Report {
     memory_bytes: Option<u64>,
     kernels: usize,
     backends: BTreeMap<&'static str, Backend>,
+    nvrtc: Nvrtc,
+    packs: Vec<PackInfo>,
+    cache: Cache,
     settings: BTreeMap<&'static str, Option<String>>,
 }
 
@@ -40,10 +45,44 @@ struct Backend {
     device: Option<DeviceInfo>,
 }
 
+/// The compiler for NVIDIA GPUs, which needs no GPU.
+#[derive(Serialize)]
+struct Nvrtc {
+    available: bool,
+    state: String,
+    path: Option<PathBuf>,
+    version: Option<String>,
+    archs: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct PackInfo {
+    label: String,
+    creator: Option<String>,
+    targets: Vec<BuildTarget>,
+    kernels: usize,
+    /// How many of them were made from this build's texts.
+    current: usize,
+    problem: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Cache {
+    folder: Option<PathBuf>,
+    entries: usize,
+    bytes: u64,
+    damaged: usize,
+    /// Why it cannot be used, or not be written.
+    problem: Option<String>,
+}
+
 /// Variables that the library and the command line read.
 const SETTINGS: &[(&str, &str)] = &[
     ("KERNELRY_DEVICE", "default device"),
     ("KERNELRY_THREADS", "worker threads of the CPU backend"),
+    ("KERNELRY_CACHE", "folder of the cache of compiled texts, or off"),
+    ("KERNELRY_PACK", "packs of compiled kernels"),
+    ("KERNELRY_NVRTC", "NVRTC's library or its folder"),
     ("KERNELRY_FORCE_SERIAL", "a barrier after each launch"),
     ("NO_COLOR", "no colours"),
 ];
@@ -79,6 +118,9 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
         .collect();
     out.table(&["  backend", "usable", "kernels", "state"], backends)?;
     out.line("")?;
+    out.line(out.bold("Compiled kernels"))?;
+    out.table(&["", ""], rows(compiled(&report)))?;
+    out.line("")?;
     out.line(out.bold("Settings"))?;
     let settings: Vec<Vec<String>> = SETTINGS
         .iter()
@@ -90,7 +132,81 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
     out.table(&["  variable", "value", "meaning"], settings)
 }
 
+/// Lines on compilers and what they made.
+fn compiled(report: &Report) -> Vec<(&'static str, String)> {
+    let mut lines = vec![("nvrtc", report.nvrtc.state.clone())];
+    if report.packs.is_empty() {
+        lines.push(("packs", "none".into()));
+    }
+    for pack in &report.packs {
+        let targets: Vec<String> = pack.targets.iter().map(|t| format!("{} {}", t.backend, t.arch)).collect();
+        let made = format!("{}: {} kernels for {}, {} from this build's texts", pack.label, pack.kernels, targets.join(", "), pack.current);
+        lines.push(("pack", pack.problem.as_ref().map_or(made, |p| format!("{}: unusable: {p}", pack.label))));
+    }
+    let cache = &report.cache;
+    let Some(folder) = &cache.folder else {
+        lines.push(("cache", "off".into()));
+        return lines;
+    };
+    let size = crate::output::human_bytes(cache.bytes);
+    let state = cache.problem.as_ref().map_or_else(|| "usable".to_owned(), |p| format!("cannot be used: {p}"));
+    lines.push(("cache", format!("{}: {state}, {} entries, {size}, {} damaged", folder.display(), cache.entries, cache.damaged)));
+    lines
+}
+
+fn examine_nvrtc() -> Nvrtc {
+    match kernelry::backend::cuda::nvrtc::Nvrtc::find() {
+        Ok(found) => {
+            let (major, minor) = found.version();
+            let (archs, problem) = match found.supported() {
+                Ok(archs) => (archs.iter().map(|a| format!("sm_{a}")).collect(), String::new()),
+                Err(e) => (Vec::new(), format!(": {e}")),
+            };
+            let state = format!("{major}.{minor} at {}{problem}", found.path().display());
+            let available = problem.is_empty();
+            Nvrtc { available, state, path: Some(found.path().to_owned()), version: Some(format!("{major}.{minor}")), archs }
+        }
+        Err(e) => Nvrtc { available: false, state: e.to_string(), path: None, version: None, archs: Vec::new() },
+    }
+}
+
+fn examine_pack(state: &PackState) -> PackInfo {
+    match &state.pack {
+        Ok(pack) => PackInfo {
+            label: state.label.clone(),
+            creator: Some(pack.creator().to_owned()),
+            targets: pack.targets().to_vec(),
+            kernels: pack.len(),
+            current: pack.current(),
+            problem: None,
+        },
+        Err(e) => PackInfo {
+            label: state.label.clone(),
+            creator: None,
+            targets: Vec::new(),
+            kernels: 0,
+            current: 0,
+            problem: Some(e.to_string()),
+        },
+    }
+}
+
+fn examine_cache(cache: Option<&DiskCache>) -> Cache {
+    let Some(cache) = cache else { return Cache { folder: None, entries: 0, bytes: 0, damaged: 0, problem: None } };
+    let entries = cache.entries(false);
+    let problem = entries.as_ref().err().map(ToString::to_string).or_else(|| cache.write_problem());
+    let entries = entries.unwrap_or_default();
+    Cache {
+        folder: Some(cache.dir().to_owned()),
+        entries: entries.len(),
+        bytes: entries.iter().map(|e| e.bytes).sum(),
+        damaged: entries.iter().filter(|e| e.problem.is_some()).count(),
+        problem,
+    }
+}
+
 fn examine() -> Report {
+    let registry = Registry::new();
     let mut backends = BTreeMap::new();
     let mut threads = 0;
     for &name in BACKENDS {
@@ -116,6 +232,9 @@ fn examine() -> Report {
             .and_then(|kib| kib.checked_mul(1024)),
         kernels: catalogue::builtin().len(),
         backends,
+        nvrtc: examine_nvrtc(),
+        packs: registry.packs().iter().map(examine_pack).collect(),
+        cache: examine_cache(registry.disk_cache()),
         settings: SETTINGS.iter().map(|(name, _)| (*name, std::env::var(name).ok())).collect(),
     }
 }

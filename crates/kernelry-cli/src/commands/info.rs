@@ -10,13 +10,16 @@ use kernelry::{DType, Registry};
 use serde::Serialize;
 
 use super::list::Backends;
-use crate::failure::CliResult;
+use crate::failure::{CliResult, Failure};
 use crate::output::{Output, human_bytes};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Kernel name
     name: String,
+    /// Print the kernel text, as compilers get it after their prelude
+    #[arg(long, conflicts_with = "json")]
+    text: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -83,6 +86,12 @@ struct Example {
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
     let kernel = find(&args.name)?;
+    if args.text {
+        let Some(text) = kernel.gpu_text() else {
+            return Err(Failure::runtime(format!("kernel `{}` has no text: no GPU backend has it", kernel.name())));
+        };
+        return out.write(text.as_bytes());
+    }
     let info = describe(kernel);
     if args.json {
         return out.json(&info);

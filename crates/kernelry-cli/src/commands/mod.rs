@@ -3,7 +3,9 @@
 pub(crate) mod bench;
 mod bench_model;
 mod bench_origin;
+pub(crate) mod cache;
 pub(crate) mod check;
+pub(crate) mod compile;
 pub(crate) mod doctor;
 pub(crate) mod generate;
 pub(crate) mod info;
@@ -35,6 +37,8 @@ pub(crate) fn dispatch(cli: Cli) -> CliResult {
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Quantize(args) => quantize::run(&args, out),
         Command::Generate(args) => generate::run(&args, out),
+        Command::Compile(args) => compile::run(&args, out),
+        Command::Cache(args) => cache::run(&args, out),
         Command::Doctor(args) => doctor::run(&args, out),
         Command::Completions { shell } => {
             let mut script = Vec::new();

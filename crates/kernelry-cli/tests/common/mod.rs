@@ -51,9 +51,11 @@ pub(crate) fn kernelry(args: &[&str]) -> Run {
 pub(crate) fn kernelry_with(dir: &Path, args: &[&str], stdin: &str, env: &[(&str, &str)]) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kernelry"));
     command.args(args).current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    for name in ["KERNELRY_DEVICE", "KERNELRY_THREADS", "KERNELRY_FORCE_SERIAL", "NO_COLOR", "CLICOLOR_FORCE"] {
+    for name in ["KERNELRY_DEVICE", "KERNELRY_THREADS", "KERNELRY_FORCE_SERIAL", "KERNELRY_PACK", "NO_COLOR", "CLICOLOR_FORCE"] {
         command.env_remove(name);
     }
+    // Compiled texts are shared by the tests, and not with the user.
+    command.env("KERNELRY_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
     command.envs(env.iter().copied());
     let mut child = command.spawn().unwrap();
     // A command that does not read its input may be gone already.
