@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::format::STEP;
+use crate::backend::cpu::simd::Order;
 
 /// Elements below which preparing them is not worth a second thread.
 const SERIAL: usize = 1 << 17;
@@ -54,6 +55,22 @@ fn round_row(x: &[f32], group: usize, codes: &mut [i8], scales: &mut [f32], sums
     }
 }
 
+impl Rounded {
+    /// Brings the codes into an order of weights with vectors of so many lanes.
+    pub(super) fn reorder(&mut self, order: Order, lanes: usize) {
+        if order == Order::Natural {
+            return;
+        }
+        let from: [usize; STEP / 4] = std::array::from_fn(|i| order.value(lanes, i / lanes, i % lanes) / 4);
+        for step in self.codes.chunks_exact_mut(STEP / 4) {
+            let natural: [u32; STEP / 4] = std::array::from_fn(|i| step[i]);
+            for (code, from) in step.iter_mut().zip(from) {
+                *code = natural[from];
+            }
+        }
+    }
+}
+
 /// Rounds `x [m, k]`. `k` is a multiple of 32, `group` is 32 or 16.
 pub(super) fn round(x: &[f32], m: usize, k: usize, group: usize) -> Rounded {
     let padded = k.next_multiple_of(STEP);
@@ -72,7 +89,8 @@ pub(super) fn round(x: &[f32], m: usize, k: usize, group: usize) -> Rounded {
 
 /// Rows of f32 activations in the order in which codes are widened.
 pub(super) struct Shuffled {
-    /// `[m, padded]`: of each `4 · lanes` values first those of index 0 mod 4, then 1, 2, 3. Zero past the end of a row.
+    /// `[m, padded]`: for each vector of codes the values of the lowest bytes of its lanes, then those of the second, third and fourth. Zero
+    /// past the end of a row.
     pub values: Vec<f32>,
     /// `[m, padded / group]`: sum of each group.
     pub sums: Vec<f32>,
@@ -81,19 +99,32 @@ pub(super) struct Shuffled {
 }
 
 /// Reorders `x [m, k]`.
-pub(super) fn shuffle(x: &[f32], m: usize, k: usize, group: usize, lanes: usize) -> Shuffled {
+pub(super) fn shuffle(x: &[f32], m: usize, k: usize, group: usize, order: Order, lanes: usize) -> Shuffled {
     let padded = k.next_multiple_of(STEP);
     let mut out = Shuffled { values: vec![0.0; m * padded], sums: vec![0.0; m * padded / group], padded };
+    // Where the four values of a lane come from.
+    let from: [usize; STEP / 4] = std::array::from_fn(|i| order.value(lanes, i / lanes, i % lanes));
     for ((x, values), sums) in x[..m * k].chunks(k).zip(out.values.chunks_mut(padded)).zip(out.sums.chunks_mut(padded / group)) {
-        for (part, values) in x.chunks(4 * lanes).zip(values.chunks_mut(4 * lanes)) {
-            for (l, four) in part.chunks(4).enumerate() {
-                for (i, v) in four.iter().enumerate() {
-                    values[lanes * i + l] = *v;
+        for (part, values) in x.chunks(STEP).zip(values.chunks_exact_mut(STEP)) {
+            let mut whole = [0.0f32; STEP];
+            whole[..part.len()].copy_from_slice(part);
+            for (vector, from) in values.chunks_exact_mut(4 * lanes).zip(from.chunks_exact(lanes)) {
+                for (l, &from) in from.iter().enumerate() {
+                    for i in 0..4 {
+                        vector[lanes * i + l] = whole[from + i];
+                    }
                 }
             }
         }
         for (part, sum) in x.chunks(group).zip(sums) {
-            *sum = part.iter().sum();
+            // Four chains, so that this does not wait for each addition.
+            let mut four = [0.0f32; 4];
+            for quad in part.chunks_exact(4) {
+                for (sum, v) in four.iter_mut().zip(quad) {
+                    *sum += v;
+                }
+            }
+            *sum = (four[0] + four[1]) + (four[2] + four[3]);
         }
     }
     out

@@ -1,6 +1,6 @@
 //! The block formats as the vector units read them: codes of 256 values at a time, and the scales of their sub-blocks.
 
-use crate::backend::cpu::simd::{Simd, f16_at};
+use crate::backend::cpu::simd::{Order, Simd};
 
 /// A GGML block format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -119,6 +119,46 @@ pub(crate) trait Blocks: Copy + Send + Sync + 'static {
     /// [`Blocks::STEP_BYTES`] bytes can be read at `p`.
     unsafe fn codes<S: Simd>(s: S, p: *const u8, c: usize) -> S::B;
 
+    /// Order of [`Blocks::raw`].
+    #[inline(always)]
+    fn order<S: Simd>() -> Order {
+        Order::Natural
+    }
+
+    /// Vector `c` of the codes of 256 values, in the layout that is quickest to decode.
+    ///
+    /// # Safety
+    /// As [`Blocks::codes`].
+    #[inline(always)]
+    unsafe fn raw<S: Simd>(s: S, p: *const u8, c: usize) -> S::B {
+        // SAFETY: the caller's.
+        unsafe { Self::codes(s, p, c) }
+    }
+
+    /// What [`Blocks::codes`] would give for what [`Blocks::raw`] gave, but for the order.
+    #[inline(always)]
+    fn bytes<S: Simd>(_s: S, raw: S::B) -> S::B {
+        raw
+    }
+
+    /// What [`Blocks::value`] takes for what [`Blocks::raw`] gave.
+    #[inline(always)]
+    fn packed<S: Simd>(_s: S, raw: S::B) -> S::B {
+        raw
+    }
+
+    /// Byte `i` of each lane's four as floats.
+    #[inline(always)]
+    fn value<S: Simd>(s: S, packed: S::B, i: usize) -> S::F {
+        if Self::SIGNED { s.quarter::<true>(packed, i) } else { s.quarter::<false>(packed, i) }
+    }
+
+    /// What is to be subtracted from the floats of [`Blocks::value`].
+    #[inline(always)]
+    fn value_zero<S: Simd>() -> i32 {
+        Self::zero::<S>()
+    }
+
     /// Scales of the eight sub-blocks and their minima (zero if the format has none), or the scales of sixteen.
     ///
     /// # Safety
@@ -148,6 +188,46 @@ pub(crate) struct Q5K;
 #[derive(Clone, Copy)]
 pub(crate) struct Q6K;
 
+/// What the codes of IQ4_NL stand for, fixed by the file format.
+const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// The methods for vectors of a format of the layout of Q4_0 whose codes stand for the values of a table.
+macro_rules! table_values {
+    ($table:expr) => {
+        #[inline(always)]
+        fn order<S: Simd>() -> Order {
+            S::BLOCK_ORDER
+        }
+        #[inline(always)]
+        unsafe fn raw<S: Simd>(s: S, p: *const u8, c: usize) -> S::B {
+            // SAFETY: the caller's.
+            unsafe { s.block_nibbles(p, c) }
+        }
+        #[inline(always)]
+        fn packed<S: Simd>(s: S, raw: S::B) -> S::B {
+            s.table_codes(raw, &const { $table })
+        }
+        #[inline(always)]
+        fn value<S: Simd>(s: S, packed: S::B, i: usize) -> S::F {
+            s.table_quarter(packed, i, &const { $table })
+        }
+        #[inline(always)]
+        fn value_zero<S: Simd>() -> i32 {
+            0
+        }
+    };
+}
+
+/// The method for floats of a format whose codes are below 32.
+macro_rules! small_values {
+    () => {
+        #[inline(always)]
+        fn value<S: Simd>(s: S, packed: S::B, i: usize) -> S::F {
+            s.small_quarter(packed, i)
+        }
+    };
+}
+
 impl Blocks for Q4_0 {
     const FORMAT: Format = Format::Q4_0;
     const ZERO: i32 = 8;
@@ -155,6 +235,11 @@ impl Blocks for Q4_0 {
     unsafe fn codes<S: Simd>(s: S, p: *const u8, c: usize) -> S::B {
         // SAFETY: the caller's; blocks `c · LANES / 8 ..` are among the eight.
         unsafe { s.nibbles(p.add(18 * (c * S::LANES / 8) + 2), 18) }
+    }
+    table_values!([-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7]);
+    #[inline(always)]
+    fn bytes<S: Simd>(s: S, raw: S::B) -> S::B {
+        s.low_nibbles(raw)
     }
     #[inline(always)]
     unsafe fn scales<S: Simd>(s: S, p: *const u8) -> (S::H, S::H) {
@@ -168,10 +253,13 @@ impl Blocks for Iq4Nl {
     const SIGNED: bool = true;
     #[inline(always)]
     unsafe fn codes<S: Simd>(s: S, p: *const u8, c: usize) -> S::B {
-        // The table is fixed by the file format.
-        const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
         // SAFETY: the caller's.
-        s.lookup(unsafe { Q4_0::codes(s, p, c) }, &TABLE)
+        s.lookup(unsafe { Q4_0::codes(s, p, c) }, &IQ4_NL)
+    }
+    table_values!(IQ4_NL);
+    #[inline(always)]
+    fn bytes<S: Simd>(s: S, raw: S::B) -> S::B {
+        s.lookup(s.low_nibbles(raw), &IQ4_NL)
     }
     #[inline(always)]
     unsafe fn scales<S: Simd>(s: S, p: *const u8) -> (S::H, S::H) {
@@ -206,6 +294,7 @@ impl Blocks for Q5_1 {
             s.add_fifth_bits(s.nibbles(block.add(8), 24), block.add(4), 24)
         }
     }
+    small_values!();
     #[inline(always)]
     unsafe fn scales<S: Simd>(s: S, p: *const u8) -> (S::H, S::H) {
         // SAFETY: the caller's.
@@ -226,8 +315,9 @@ unsafe fn packed_scales<S: Simd>(s: S, p: *const u8) -> (S::H, S::H) {
     let pack = |low: u32, high: u32| u64::from(low) | (u64::from(high) << 32);
     let scales = pack(a & 0x3f3f_3f3f, (c & 0x0f0f_0f0f) | ((a >> 2) & 0x3030_3030));
     let minima = pack(b & 0x3f3f_3f3f, ((c >> 4) & 0x0f0f_0f0f) | ((b >> 2) & 0x3030_3030));
-    let (d, dmin) = (f16_at(&head, 0), f16_at(&head, 2));
-    (s.h_mul(s.h_bytes(scales), s.h_splat(d)), s.h_mul(s.h_bytes(minima), s.h_splat(-dmin)))
+    // Minima are negated by the sign bit of their half.
+    let half = |i: usize| u16::from_le_bytes([head[i], head[i + 1]]);
+    (s.h_mul(s.h_bytes(scales), s.h_splat_f16(half(0))), s.h_mul(s.h_bytes(minima), s.h_splat_f16(half(2) ^ 0x8000)))
 }
 
 impl Blocks for Q4K {
@@ -237,6 +327,23 @@ impl Blocks for Q4K {
     unsafe fn codes<S: Simd>(s: S, p: *const u8, c: usize) -> S::B {
         // SAFETY: the caller's.
         unsafe { s.run_nibbles(p.add(16), c) }
+    }
+    #[inline(always)]
+    fn order<S: Simd>() -> Order {
+        S::RUN_ORDER
+    }
+    #[inline(always)]
+    unsafe fn raw<S: Simd>(s: S, p: *const u8, c: usize) -> S::B {
+        // SAFETY: the caller's.
+        unsafe { s.half_runs(p.add(16), c) }
+    }
+    #[inline(always)]
+    fn bytes<S: Simd>(s: S, raw: S::B) -> S::B {
+        s.low_nibbles(raw)
+    }
+    #[inline(always)]
+    fn value<S: Simd>(s: S, packed: S::B, i: usize) -> S::F {
+        s.nibble_quarter(packed, i)
     }
     #[inline(always)]
     unsafe fn scales<S: Simd>(s: S, p: *const u8) -> (S::H, S::H) {
@@ -253,6 +360,7 @@ impl Blocks for Q5K {
         // SAFETY: the caller's.
         unsafe { s.add_bit_planes(s.run_nibbles(p.add(48), c), p.add(16), c) }
     }
+    small_values!();
     #[inline(always)]
     unsafe fn scales<S: Simd>(s: S, p: *const u8) -> (S::H, S::H) {
         // SAFETY: the caller's.
@@ -272,9 +380,10 @@ impl Blocks for Q6K {
     #[inline(always)]
     unsafe fn scales<S: Simd>(s: S, p: *const u8) -> (S::H, S::H) {
         // SAFETY: the caller's; the last 18 bytes of the block are the scales and the half.
-        let tail = unsafe { p.add(192).cast::<[u8; 18]>().read_unaligned() };
-        let eight = |i: usize| u64::from_le_bytes(std::array::from_fn(|j| tail[i + j]));
-        let d = s.h_splat(f16_at(&tail, 16));
-        (s.h_mul(s.h_signed(eight(0)), d), s.h_mul(s.h_signed(eight(8)), d))
+        let (low, high, d) = unsafe {
+            let word = |at: usize| u64::from_le(p.add(at).cast::<u64>().read_unaligned());
+            (word(192), word(200), s.h_splat_f16(u16::from_le(p.add(208).cast::<u16>().read_unaligned())))
+        };
+        (s.h_mul(s.h_signed(low), d), s.h_mul(s.h_signed(high), d))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Order, Simd};
 
 /// Proof that the machine has AVX2, FMA and F16C. Only [`run`] makes one.
 #[derive(Clone, Copy)]
@@ -79,11 +79,12 @@ impl Simd for Avx2 {
         fn lookup(codes: __m256i, table: &[i8; 16]) -> __m256i =
             _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), codes);
         fn h_splat(v: f32) -> __m256 = _mm256_set1_ps(v);
+        fn h_splat_f16(bits: u16) -> __m256 = _mm256_cvtph_ps(_mm_set1_epi16(bits as i16));
         fn h_mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
         fn h_fma(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
         fn h_bytes(bytes: u64) -> __m256 = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes as i64)));
         fn h_signed(bytes: u64) -> __m256 = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bytes as i64)));
-        fn spread(scales: __m256, c: usize) -> __m256 = _mm256_permutevar8x32_ps(scales, _mm256_set1_epi32(c as i32));
+        fn spread(scales: __m256, c: usize, _order: Order) -> __m256 = _mm256_permutevar8x32_ps(scales, _mm256_set1_epi32(c as i32));
         fn spread16(low: __m256, high: __m256, c: usize) -> __m256 = {
             let lane = 2 * (c as i32 % 4);
             let index = _mm256_set_epi32(lane + 1, lane + 1, lane + 1, lane + 1, lane, lane, lane, lane);

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Order, Simd};
 
 /// Proof that the machine has the features of [`run`], which alone makes one.
 #[derive(Clone, Copy)]
@@ -46,6 +46,36 @@ macro_rules! halves {
     };
 }
 
+/// `v`, of which the optimiser knows nothing. Without this it takes permutations and shifts by constant vectors apart into those of parts,
+/// and the loads before them too: several times as many instructions.
+///
+/// # Safety
+/// The machine has AVX-512.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn opaque(mut v: __m512i) -> __m512i {
+    // SAFETY: there is no instruction.
+    unsafe { std::arch::asm!("/* {0} */", inout(zmm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
+    v
+}
+
+/// Byte `i` of each lane to the bottom; others stay above it.
+///
+/// # Safety
+/// The machine has AVX-512.
+#[inline(always)]
+unsafe fn shift_to(codes: __m512i, i: usize) -> __m512i {
+    // SAFETY: the caller's.
+    unsafe {
+        match i {
+            0 => codes,
+            1 => _mm512_srli_epi32::<8>(codes),
+            2 => _mm512_srli_epi32::<16>(codes),
+            _ => _mm512_srli_epi32::<24>(codes),
+        }
+    }
+}
+
 #[rustfmt::skip] // One line per operation reads as a table.
 impl Simd for Avx512 {
     type F = __m512;
@@ -54,6 +84,8 @@ impl Simd for Avx512 {
     type H = __m256;
     const LANES: usize = 16;
     const SIGNED_BIAS: i32 = 128;
+    const BLOCK_ORDER: Order = Order::Blocks;
+    const RUN_ORDER: Order = Order::Runs;
 
     safe! {
         fn zero() -> __m512 = _mm512_setzero_ps();
@@ -68,6 +100,7 @@ impl Simd for Avx512 {
         fn abs(a: __m512) -> __m512 = _mm512_abs_ps(a);
         fn round(a: __m512) -> __m512 = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
         fn scale_by_power(a: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(a, n);
+        fn low_nibbles(codes: __m512i) -> __m512i = _mm512_and_si512(codes, _mm512_set1_epi8(15));
         fn int_zero() -> __m512i = _mm512_setzero_si512();
         fn int_to_float(a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
         fn lookup(codes: __m512i, table: &[i8; 16]) -> __m512i = {
@@ -75,6 +108,7 @@ impl Simd for Avx512 {
             _mm512_shuffle_epi8(_mm512_broadcast_i32x4(biased), codes)
         };
         fn h_splat(v: f32) -> __m256 = _mm256_set1_ps(v);
+        fn h_splat_f16(bits: u16) -> __m256 = _mm256_cvtph_ps(_mm_set1_epi16(bits as i16));
         fn h_mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
         fn h_fma(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
         fn h_sum(a: __m256) -> f32 = {
@@ -84,8 +118,15 @@ impl Simd for Avx512 {
         };
         fn h_bytes(bytes: u64) -> __m256 = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes as i64)));
         fn h_signed(bytes: u64) -> __m256 = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bytes as i64)));
-        fn spread(scales: __m256, c: usize) -> __m512 =
-            _mm512_permutexvar_ps(halves!(2 * c as i32, 2 * c as i32 + 1), _mm512_castps256_ps512(scales));
+        fn spread(scales: __m256, c: usize, order: Order) -> __m512 = {
+            let (c, pair) = (c as i32, 4 * (c as i32 / 2));
+            let index = match order {
+                Order::Natural => halves!(2 * c, 2 * c + 1),
+                Order::Blocks => _mm512_add_epi32(_mm512_set1_epi32(pair), _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0)),
+                Order::Runs => halves!(pair + c % 2, pair + c % 2 + 2),
+            };
+            _mm512_permutexvar_ps(index, _mm512_castps256_ps512(scales))
+        };
         fn spread16(low: __m256, high: __m256, c: usize) -> __m512 = {
             let f = 4 * (c as i32 % 2);
             let index = _mm512_set_epi32(f + 3, f + 3, f + 3, f + 3, f + 2, f + 2, f + 2, f + 2, f + 1, f + 1, f + 1, f + 1, f, f, f, f);
@@ -109,13 +150,39 @@ impl Simd for Avx512 {
     fn quarter<const SIGNED: bool>(self, codes: __m512i, i: usize) -> __m512 {
         // SAFETY: the token proves that the machine has the instructions.
         unsafe {
-            let byte = _mm512_set1_epi32(255);
-            _mm512_cvtepi32_ps(match i {
-                0 => _mm512_and_si512(codes, byte),
-                1 => _mm512_and_si512(_mm512_srli_epi32::<8>(codes), byte),
-                2 => _mm512_and_si512(_mm512_srli_epi32::<16>(codes), byte),
-                _ => _mm512_srli_epi32::<24>(codes),
-            })
+            let code = shift_to(codes, i);
+            _mm512_cvtepi32_ps(if i == 3 { code } else { _mm512_and_si512(code, _mm512_set1_epi32(255)) })
+        }
+    }
+
+    #[inline(always)]
+    fn nibble_quarter(self, codes: __m512i, i: usize) -> __m512 {
+        self.table_quarter(codes, i, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])
+    }
+
+    #[inline(always)]
+    fn small_quarter(self, codes: __m512i, i: usize) -> __m512 {
+        // SAFETY: the token proves that the machine has the instructions.
+        unsafe {
+            let low = _mm512_set_ps(15., 14., 13., 12., 11., 10., 9., 8., 7., 6., 5., 4., 3., 2., 1., 0.);
+            let high = _mm512_add_ps(low, _mm512_set1_ps(16.0));
+            // The permutation looks at five bits of each lane.
+            _mm512_permutex2var_ps(low, shift_to(codes, i), high)
+        }
+    }
+
+    #[inline(always)]
+    fn table_codes(self, codes: __m512i, _table: &[i8; 16]) -> __m512i {
+        codes
+    }
+
+    #[inline(always)]
+    fn table_quarter(self, codes: __m512i, i: usize, table: &[i8; 16]) -> __m512 {
+        // SAFETY: the token proves that the machine has the instructions.
+        unsafe {
+            let table = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(table.as_ptr().cast())));
+            // The permutation looks at four bits of each lane.
+            _mm512_permutexvar_ps(shift_to(codes, i), table)
         }
     }
 
@@ -150,7 +217,20 @@ impl Simd for Avx512 {
             let first = _mm512_broadcast_i32x4(_mm_loadu_si128(p.cast()));
             let both = _mm512_mask_broadcast_i32x4(first, 0xff00, _mm_loadu_si128(p.add(stride).cast()));
             let shifts = _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0);
-            _mm512_and_si512(_mm512_srlv_epi64(both, shifts), _mm512_set1_epi8(15))
+            _mm512_and_si512(_mm512_srlv_epi64(opaque(both), shifts), _mm512_set1_epi8(15))
+        };
+        fn block_nibbles(p: *const u8, c: usize) -> __m512i = {
+            // Four blocks are 72 bytes: words 1 to 8 of each 9 of two vectors, the second of which starts 8 bytes after the first.
+            let index = _mm512_set_epi16(
+                63, 62, 61, 60, 59, 58, 57, 56, 54, 53, 52, 51, 50, 49, 48, 47, 17, 16, 15, 14, 13, 12, 11, 10, 8, 7, 6, 5, 4, 3, 2, 1,
+            );
+            let p = p.add(72 * (c / 2));
+            let four = _mm512_permutex2var_epi16(_mm512_loadu_si512(p.cast()), opaque(index), _mm512_loadu_si512(p.add(8).cast()));
+            if c % 2 == 1 { _mm512_srli_epi32::<4>(four) } else { four }
+        };
+        fn half_runs(p: *const u8, c: usize) -> __m512i = {
+            let runs = _mm512_loadu_si512(p.add(64 * (c / 2)).cast());
+            if c % 2 == 1 { _mm512_srli_epi32::<4>(runs) } else { runs }
         };
         fn signed_bytes(p: *const u8, stride: usize) -> __m512i = {
             let first = _mm512_castsi256_si512(_mm256_loadu_si256(p.cast()));
@@ -165,7 +245,7 @@ impl Simd for Avx512 {
         fn run_nibbles(p: *const u8, c: usize) -> __m512i = {
             let both = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.add(32 * c).cast()));
             let shifts = _mm512_set_epi64(4, 4, 4, 4, 0, 0, 0, 0);
-            _mm512_and_si512(_mm512_srlv_epi64(both, shifts), _mm512_set1_epi8(15))
+            _mm512_and_si512(_mm512_srlv_epi64(opaque(both), shifts), _mm512_set1_epi8(15))
         };
         fn add_bit_planes(codes: __m512i, p: *const u8, c: usize) -> __m512i = {
             let planes = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()));

@@ -100,6 +100,31 @@ pub(crate) fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Out {
     }
 }
 
+/// Which of 256 codes are in which vector, in the layout that is quickest to decode.
+///
+/// Byte `i` of lane `l` of vector `c`, where a vector has 16 lanes in all but the first order, is the code of value:
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// `4 · LANES · c + 4 · l + i`.
+    Natural,
+    /// `128 · (c / 2) + 32 · (l / 4) + 16 · (c % 2) + 4 · (l % 4) + i`: vectors `2c` and `2c + 1` are the low and the high nibbles of four
+    /// blocks of 16 bytes, and so have the same scales.
+    Blocks,
+    /// `128 · (c / 2) + 64 · (l / 8) + 32 · (c % 2) + 4 · (l % 8) + i`: the low and the high nibbles of two runs of 32 bytes.
+    Runs,
+}
+
+impl Order {
+    /// The value of the lowest byte of lane `l` of vector `c`; those of the others follow.
+    pub(crate) const fn value(self, lanes: usize, c: usize, l: usize) -> usize {
+        match self {
+            Order::Natural => 4 * (lanes * c + l),
+            Order::Blocks => 128 * (c / 2) + 32 * (l / 4) + 16 * (c % 2) + 4 * (l % 4),
+            Order::Runs => 128 * (c / 2) + 64 * (l / 8) + 32 * (c % 2) + 4 * (l % 8),
+        }
+    }
+}
+
 /// Vector operations of one level. A value of the type proves that the machine has its instructions.
 ///
 /// `F` holds [`Simd::LANES`] f32, `I` as many i32, `B` four times as many bytes: the codes of `LANES / 8` blocks of 32. `H` holds eight f32
@@ -117,6 +142,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// What is added to signed codes so that [`Simd::dot`] can multiply them; the caller subtracts it from the sum again.
     const SIGNED_BIAS: i32;
+    /// Order of [`Simd::block_nibbles`].
+    const BLOCK_ORDER: Order = Order::Natural;
+    /// Order of [`Simd::half_runs`].
+    const RUN_ORDER: Order = Order::Natural;
 
     /// All lanes zero.
     fn zero(self) -> Self::F;
@@ -204,6 +233,27 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn dot<const SIGNED: bool>(self, acc: Self::I, codes: Self::B, x: Self::B) -> Self::I;
     /// Byte `i` of each lane's four as a float: unsigned, or with `SIGNED` signed unless there is a bias.
     fn quarter<const SIGNED: bool>(self, codes: Self::B, i: usize) -> Self::F;
+    /// As [`Simd::quarter`] for nibbles, whatever is above them.
+    #[inline(always)]
+    fn nibble_quarter(self, codes: Self::B, i: usize) -> Self::F {
+        self.quarter::<false>(codes, i)
+    }
+    /// As [`Simd::quarter`] for codes below 32.
+    #[inline(always)]
+    fn small_quarter(self, codes: Self::B, i: usize) -> Self::F {
+        self.quarter::<false>(codes, i)
+    }
+    /// Nibbles for [`Simd::table_quarter`] with the same table.
+    #[inline(always)]
+    fn table_codes(self, codes: Self::B, table: &[i8; 16]) -> Self::B {
+        self.lookup(codes, table)
+    }
+    /// What `table` has for byte `i` of each lane's four, as a float. No bias is added.
+    #[inline(always)]
+    fn table_quarter(self, codes: Self::B, i: usize, _table: &[i8; 16]) -> Self::F {
+        const { assert!(Self::SIGNED_BIAS == 0, "a level with a bias looks floats up") };
+        self.quarter::<true>(codes, i)
+    }
     /// [`Simd::LANES`] bytes as floats: unsigned, or with `SIGNED` signed unless there is a bias.
     ///
     /// # Safety
@@ -215,6 +265,29 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// The bytes can be read.
     unsafe fn nibbles(self, p: *const u8, stride: usize) -> Self::B;
+    /// Vector `c` of the codes of eight blocks of 18 bytes: 2 bytes, then 16 with two nibbles each. Bits above a nibble may be anything.
+    ///
+    /// # Safety
+    /// 144 bytes can be read.
+    #[inline(always)]
+    unsafe fn block_nibbles(self, p: *const u8, c: usize) -> Self::B {
+        // SAFETY: the caller's.
+        unsafe { self.nibbles(p.add(18 * (c * Self::LANES / 8) + 2), 18) }
+    }
+    /// As [`Simd::run_nibbles`], in another order. Bits above a nibble may be anything.
+    ///
+    /// # Safety
+    /// 128 bytes can be read.
+    #[inline(always)]
+    unsafe fn half_runs(self, p: *const u8, c: usize) -> Self::B {
+        // SAFETY: the caller's.
+        unsafe { self.run_nibbles(p, c) }
+    }
+    /// Clears what is above the nibble in each byte of the two above.
+    #[inline(always)]
+    fn low_nibbles(self, codes: Self::B) -> Self::B {
+        codes
+    }
     /// For each block 32 signed bytes, plus [`Simd::SIGNED_BIAS`].
     ///
     /// # Safety
@@ -255,6 +328,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn h_store(self, p: *mut f32, v: Self::H);
     /// All lanes `v`.
     fn h_splat(self, v: f32) -> Self::H;
+    /// All lanes a half with these bits.
+    fn h_splat_f16(self, bits: u16) -> Self::H;
     /// Product.
     fn h_mul(self, a: Self::H, b: Self::H) -> Self::H;
     /// `a * b + c`.
@@ -271,14 +346,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Eight signed bytes.
     fn h_signed(self, bytes: u64) -> Self::H;
     /// For vector `c` of 256 codes: the scale of each lane, given those of the eight blocks of 32.
-    fn spread(self, scales: Self::H, c: usize) -> Self::F;
-    /// The same, given the scales of sixteen blocks of 16.
+    fn spread(self, scales: Self::H, c: usize, order: Order) -> Self::F;
+    /// The same, given the scales of sixteen blocks of 16, in natural order.
     fn spread16(self, low: Self::H, high: Self::H, c: usize) -> Self::F;
-}
-
-/// Widens one half, for scalar parts.
-#[inline(always)]
-pub(crate) fn f16_at(p: &[u8], at: usize) -> f32 {
-    let bits = u16::from_le_bytes([p[at], p[at + 1]]);
-    half::f16::from_bits(bits).to_f32()
 }

@@ -1,6 +1,6 @@
 //! The level without intrinsics: short arrays and plain loops. On `aarch64` the compiler makes NEON of them.
 
-use super::Simd;
+use super::{Order, Simd};
 
 /// Instructions that every machine of the target has.
 #[derive(Clone, Copy)]
@@ -245,6 +245,10 @@ impl Simd for Portable {
         [v; 8]
     }
     #[inline(always)]
+    fn h_splat_f16(self, bits: u16) -> Self::H {
+        [half::f16::from_bits(bits).to_f32(); 8]
+    }
+    #[inline(always)]
     fn h_mul(self, a: Self::H, b: Self::H) -> Self::H {
         self.mul(a, b)
     }
@@ -273,7 +277,7 @@ impl Simd for Portable {
         bytes.to_le_bytes().map(|b| f32::from(b as i8))
     }
     #[inline(always)]
-    fn spread(self, scales: Self::H, c: usize) -> Self::F {
+    fn spread(self, scales: Self::H, c: usize, _order: Order) -> Self::F {
         [scales[c]; L]
     }
     #[inline(always)]
