@@ -11,6 +11,8 @@ mod portable;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 use std::sync::OnceLock;
 
@@ -27,6 +29,12 @@ pub(crate) enum Level {
     /// AVX-512 F, BW, VL, DQ and VNNI, and everything of AVX2.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// NEON, which every machine of the architecture has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// NEON with dot products of bytes.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 impl Level {
@@ -56,6 +64,13 @@ impl Level {
                     }
                 }
             }
+            #[cfg(target_arch = "aarch64")]
+            {
+                levels.push(Level::Neon);
+                if std::arch::is_aarch64_feature_detected!("dotprod") {
+                    levels.push(Level::NeonDot);
+                }
+            }
             levels
         })
     }
@@ -68,12 +83,15 @@ impl Level {
     /// Lower-case name, as in `avx512`.
     pub(crate) const fn name(self) -> &'static str {
         match self {
-            Level::Portable if cfg!(target_arch = "aarch64") => "neon",
             Level::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDot => "neon+dotprod",
         }
     }
 }
@@ -97,6 +115,11 @@ pub(crate) fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Out {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Level::Avx512 => unsafe { avx512::run(kernel) },
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => neon::run(kernel),
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Level::NeonDot => unsafe { neon::run_dot(kernel) },
     }
 }
 

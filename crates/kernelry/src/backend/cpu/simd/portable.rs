@@ -1,4 +1,4 @@
-//! The level without intrinsics: short arrays and plain loops. On `aarch64` the compiler makes NEON of them.
+//! The level without intrinsics: short arrays and plain loops, the twin that all others are tested beside.
 
 use super::{Order, Simd};
 
