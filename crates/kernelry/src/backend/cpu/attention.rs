@@ -269,7 +269,7 @@ macro_rules! row_groups {
     ($rows:expr, $isa:ty, |$row:ident, $m:ident| $body:expr) => {
         let mut $row = 0;
         while $row < $rows {
-            let left = ($rows - $row).min(<$isa>::ROWS);
+            let left = ($rows - $row).min(<$isa>::TILE_ROWS);
             match left {
                 1 => {
                     const $m: usize = 1;
@@ -326,7 +326,7 @@ fn dots<I: Isa, K: Vectored, const M: usize>(isa: I, q: &[f32], stride: usize, k
     while at < stride {
         // SAFETY: key rows have `dim` elements and padded query rows `stride`, which `at + LANES` does not pass.
         unsafe {
-            let keys: [I::V; 4] = if at < full {
+            let keys: [I::F; 4] = if at < full {
                 [
                     K::load(isa, k[0].as_ptr().add(at)),
                     K::load(isa, k[1].as_ptr().add(at)),
@@ -408,7 +408,7 @@ fn softmax_block<I: Isa>(isa: I, s: &mut [f32], range: (usize, usize), scale: f3
 
 /// A vector that reaches out of `lo..hi`: what lies outside is -inf.
 #[inline(always)]
-fn masked_scale<I: Isa>(isa: I, x: I::V, factor: I::V, i: usize, lo: usize, hi: usize) -> I::V {
+fn masked_scale<I: Isa>(isa: I, x: I::F, factor: I::F, i: usize, lo: usize, hi: usize) -> I::F {
     let mut lanes = [0.0f32; 16];
     // SAFETY: a vector has at most 16 lanes.
     unsafe {

@@ -41,7 +41,7 @@ impl VectorKernel for MaskedRow<'_> {
         while i < full {
             // SAFETY: `i + LANES ≤ full`, which both rows have.
             unsafe {
-                let x = isa.fma(isa.load(ptr.add(i)), scale, isa.load_bf16(mask_ptr.add(i)));
+                let x = isa.fma(isa.load(ptr.add(i)), scale, isa.load_bf16(mask_ptr.add(i).cast()));
                 isa.store(ptr.add(i), x);
                 top = isa.max(top, x);
             }

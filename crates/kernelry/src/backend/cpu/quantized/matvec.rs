@@ -227,7 +227,7 @@ unsafe fn add_offsets<S: Simd, F: Blocks>(s: S, zero: i32, (a, b): (S::H, S::H),
 #[inline(always)]
 fn shared_scales<S: Simd, F: Blocks>(c: usize) -> (bool, bool) {
     let pairs = F::order::<S>() == Order::Blocks;
-    (pairs && c % 2 == 1, pairs && c % 2 == 0)
+    (pairs && !c.is_multiple_of(2), pairs && c.is_multiple_of(2))
 }
 
 /// Scales of the lanes of vector `c`.

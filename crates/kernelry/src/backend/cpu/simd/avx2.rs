@@ -39,6 +39,20 @@ macro_rules! memory {
     )* };
 }
 
+/// Sums of the lanes of four vectors.
+///
+/// # Safety
+/// The machine has AVX.
+#[inline(always)]
+pub(super) unsafe fn sum4_of_8(v: [__m256; 4]) -> [f32; 4] {
+    // SAFETY: the caller's; both types are four f32.
+    unsafe {
+        let all = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+        let sums = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all));
+        std::mem::transmute::<__m128, [f32; 4]>(sums)
+    }
+}
+
 #[rustfmt::skip] // One line per operation reads as a table.
 impl Simd for Avx2 {
     type F = __m256;
@@ -73,6 +87,12 @@ impl Simd for Avx2 {
             let v = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
             _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        };
+        fn sum4(v: [__m256; 4]) -> [f32; 4] = sum4_of_8(v);
+        fn max_lane(v: __m256) -> f32 = {
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
         };
         fn int_zero() -> __m256i = _mm256_setzero_si256();
         fn int_to_float(a: __m256i) -> __m256 = _mm256_cvtepi32_ps(a);

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::avx2::sum4_of_8;
 use super::{Kernel, Order, Simd};
 
 /// Proof that the machine has the features of [`run`], which alone makes one.
@@ -76,6 +77,16 @@ unsafe fn shift_to(codes: __m512i, i: usize) -> __m512i {
     }
 }
 
+/// Sum of the halves of a vector.
+///
+/// # Safety
+/// The machine has AVX-512 F and DQ.
+#[inline(always)]
+unsafe fn fold(v: __m512) -> __m256 {
+    // SAFETY: the caller's.
+    unsafe { _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)) }
+}
+
 #[rustfmt::skip] // One line per operation reads as a table.
 impl Simd for Avx512 {
     type F = __m512;
@@ -84,6 +95,7 @@ impl Simd for Avx512 {
     type H = __m256;
     const LANES: usize = 16;
     const SIGNED_BIAS: i32 = 128;
+    const TILE_ROWS: usize = 4;
     const BLOCK_ORDER: Order = Order::Blocks;
     const RUN_ORDER: Order = Order::Runs;
 
@@ -100,6 +112,8 @@ impl Simd for Avx512 {
         fn abs(a: __m512) -> __m512 = _mm512_abs_ps(a);
         fn round(a: __m512) -> __m512 = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
         fn scale_by_power(a: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(a, n);
+        fn sum4(v: [__m512; 4]) -> [f32; 4] = sum4_of_8([fold(v[0]), fold(v[1]), fold(v[2]), fold(v[3])]);
+        fn max_lane(v: __m512) -> f32 = _mm512_reduce_max_ps(v);
         fn low_nibbles(codes: __m512i) -> __m512i = _mm512_and_si512(codes, _mm512_set1_epi8(15));
         fn int_zero() -> __m512i = _mm512_setzero_si512();
         fn int_to_float(a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
@@ -137,7 +151,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn sum(self, a: __m512) -> f32 {
         // SAFETY: the token proves that the machine has the instructions.
-        self.h_sum(unsafe { _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a)) })
+        self.h_sum(unsafe { fold(a) })
     }
 
     #[inline(always)]

@@ -165,6 +165,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// What is added to signed codes so that [`Simd::dot`] can multiply them; the caller subtracts it from the sum again.
     const SIGNED_BIAS: i32;
+    /// Rows of four sums that fit the registers.
+    const TILE_ROWS: usize = 2;
     /// Order of [`Simd::block_nibbles`].
     const BLOCK_ORDER: Order = Order::Natural;
     /// Order of [`Simd::half_runs`].
@@ -196,6 +198,24 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn scale_by_power(self, a: Self::F, n: Self::F) -> Self::F;
     /// Sum of all lanes, in a fixed order.
     fn sum(self, a: Self::F) -> f32;
+    /// Sums of the lanes of four vectors, each in a fixed order.
+    #[inline(always)]
+    fn sum4(self, v: [Self::F; 4]) -> [f32; 4] {
+        let [a, b, c, d] = v;
+        [self.sum(a), self.sum(b), self.sum(c), self.sum(d)]
+    }
+    /// Largest lane; unspecified with NaN.
+    #[inline(always)]
+    fn max_lane(self, a: Self::F) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        // SAFETY: no vector has more lanes.
+        unsafe { self.store(lanes.as_mut_ptr(), a) };
+        let mut max = f32::NEG_INFINITY;
+        for lane in lanes {
+            max = if lane > max { lane } else { max };
+        }
+        max
+    }
     /// Loads [`Simd::LANES`] values.
     ///
     /// # Safety

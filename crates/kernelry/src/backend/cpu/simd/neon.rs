@@ -154,6 +154,14 @@ impl<const DOT: bool> Simd for Neon<DOT> {
             ]
         };
         fn sum(a: F) -> f32 = total(a);
+        fn sum4(v: [F; 4]) -> [f32; 4] = {
+            let halves = [vaddq_f32(v[0][0], v[0][1]), vaddq_f32(v[1][0], v[1][1]), vaddq_f32(v[2][0], v[2][1]), vaddq_f32(v[3][0], v[3][1])];
+            let all = vpaddq_f32(vpaddq_f32(halves[0], halves[1]), vpaddq_f32(halves[2], halves[3]));
+            let mut sums = [0.0; 4];
+            vst1q_f32(sums.as_mut_ptr(), all);
+            sums
+        };
+        fn max_lane(a: F) -> f32 = vmaxvq_f32(vmaxq_f32(a[0], a[1]));
         fn int_zero() -> I = [vdupq_n_s32(0); 2];
         fn int_to_float(a: I) -> F = both!(vcvtq_f32_s32(a));
         fn lookup(codes: B, table: &[i8; 16]) -> B = {
