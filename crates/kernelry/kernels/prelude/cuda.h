@@ -85,6 +85,8 @@ KN_FN float kn_rint(float v) { return rintf(v); }
 KN_FN float kn_max(float a, float b) { return fmaxf(a, b); }
 KN_FN float kn_min(float a, float b) { return fminf(a, b); }
 KN_FN uint kn_max(uint a, uint b) { return a > b ? a : b; }
+KN_FN ulong kn_max(ulong a, ulong b) { return a > b ? a : b; }
+KN_FN ulong kn_min(ulong a, ulong b) { return a < b ? a : b; }
 KN_FN uint kn_min(uint a, uint b) { return a < b ? a : b; }
 KN_FN int kn_max(int a, int b) { return a > b ? a : b; }
 KN_FN int kn_min(int a, int b) { return a < b ? a : b; }
@@ -97,6 +99,10 @@ KN_FN float kn_f16_to_f32(ushort v) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(
 KN_FN ushort kn_f32_to_f16(float v) { ushort r; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(v)); return r; }
 KN_FN float kn_bf16_to_f32(ushort v) { return __uint_as_float((uint)v << 16); }
 KN_FN ushort kn_f32_to_bf16(float v) { ushort r; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(v)); return r; }
+
+// Pairs of f16 in a word: a * b + c with one rounding each. Four bytes out of the eight of (a, b), by the nibbles of `sel` (0..7).
+KN_FN uint kn_fma_h2(uint a, uint b, uint c) { uint r; asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c)); return r; }
+KN_FN uint kn_permute(uint a, uint b, uint sel) { return __byte_perm(a, b, sel); }
 
 // Copies 16 bytes to threadgroup memory behind the thread's back; `kn_async_wait<N>` leaves at most N commits in flight.
 #define KN_HAS_ASYNC_COPY 1

@@ -207,6 +207,8 @@ KN_FN float kn_rint(float v) { return __builtin_rintf(v); }
 KN_FN float kn_max(float a, float b) { return __builtin_fmaxf(a, b); }
 KN_FN float kn_min(float a, float b) { return __builtin_fminf(a, b); }
 KN_FN uint kn_max(uint a, uint b) { return a > b ? a : b; }
+KN_FN ulong kn_max(ulong a, ulong b) { return a > b ? a : b; }
+KN_FN ulong kn_min(ulong a, ulong b) { return a < b ? a : b; }
 KN_FN uint kn_min(uint a, uint b) { return a < b ? a : b; }
 KN_FN int kn_max(int a, int b) { return a > b ? a : b; }
 KN_FN int kn_min(int a, int b) { return a < b ? a : b; }
@@ -234,6 +236,28 @@ KN_FN ushort kn_f32_to_f16(float v) {
   // Below the normal numbers, adding 0.5 leaves the rounded count of 2^-24 in the low bits.
   if (magnitude < 0x38800000u) return (ushort)(sign | (kn_bits(kn_from_bits(magnitude) + 0.5f) - 0x3f000000u));
   return (ushort)(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13));
+}
+
+// Pairs of f16 in a word: a * b + c with one rounding each. Four bytes out of the eight of (a, b), by the nibbles of `sel` (0..7).
+KN_FN uint kn_fma_h2_half(uint a, uint b, uint c) {
+  // Exact in double but for sums that span more than 53 bits, then rounded to odd in f32, so that the last rounding is the only one.
+  const double exact = (double)kn_f16_to_f32((ushort)a) * (double)kn_f16_to_f32((ushort)b) + (double)kn_f16_to_f32((ushort)c);
+  const float near = (float)exact;
+  uint bits = kn_bits(near);
+  if ((double)near != exact && near == near && !(bits & 1u)) {
+    const bool beyond = near < 0 ? (double)near < exact : (double)near > exact;
+    bits = beyond ? bits - 1 : bits | 1u;
+  }
+  return (uint)kn_f32_to_f16(kn_from_bits(bits));
+}
+KN_FN uint kn_fma_h2(uint a, uint b, uint c) {
+  return kn_fma_h2_half(a & 0xffffu, b & 0xffffu, c & 0xffffu) | kn_fma_h2_half(a >> 16, b >> 16, c >> 16) << 16;
+}
+KN_FN uint kn_permute(uint a, uint b, uint sel) {
+  const ulong both = (ulong)a | (ulong)b << 32;
+  uint r = 0;
+  for (uint i = 0; i < 4; ++i) r |= (uint)((both >> (8 * ((sel >> (4 * i)) & 7u))) & 0xffu) << (8 * i);
+  return r;
 }
 
 // Asynchronous copies are done at once.

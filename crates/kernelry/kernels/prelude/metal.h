@@ -89,6 +89,8 @@ KN_FN float kn_rint(float v) { return rint(v); }
 KN_FN float kn_max(float a, float b) { return fmax(a, b); }
 KN_FN float kn_min(float a, float b) { return fmin(a, b); }
 KN_FN uint kn_max(uint a, uint b) { return max(a, b); }
+KN_FN ulong kn_max(ulong a, ulong b) { return max(a, b); }
+KN_FN ulong kn_min(ulong a, ulong b) { return min(a, b); }
 KN_FN uint kn_min(uint a, uint b) { return min(a, b); }
 KN_FN int kn_max(int a, int b) { return max(a, b); }
 KN_FN int kn_min(int a, int b) { return min(a, b); }
@@ -110,6 +112,15 @@ KN_FN ushort kn_f32_to_bf16(float v) {
   const uint b = as_type<uint>(v);
   if ((b & 0x7fffffffu) > 0x7f800000u) return ushort((b >> 16) | 0x40u);
   return ushort((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
+}
+
+// Pairs of f16 in a word: a * b + c with one rounding each. Four bytes out of the eight of (a, b), by the nibbles of `sel` (0..7).
+KN_FN uint kn_fma_h2(uint a, uint b, uint c) { return as_type<uint>(fma(as_type<half2>(a), as_type<half2>(b), as_type<half2>(c))); }
+KN_FN uint kn_permute(uint a, uint b, uint sel) {
+  const ulong both = (ulong)a | (ulong)b << 32;
+  uint r = 0;
+  for (uint i = 0; i < 4; ++i) r |= (uint)((both >> (8 * ((sel >> (4 * i)) & 7))) & 0xff) << (8 * i);
+  return r;
 }
 
 // No asynchronous copies: the same calls copy at once.

@@ -24,7 +24,14 @@ macro_rules! kernel_text {
 }
 
 /// Files that texts may include, by path.
-const SHARED: &[Text] = &[kernel_text!("quantized/blocks.h"), kernel_text!("map.h"), kernel_text!("row_copy.h")];
+const SHARED: &[Text] = &[
+    kernel_text!("map.h"),
+    kernel_text!("matmul/tile.h"),
+    kernel_text!("quantized/blocks.h"),
+    kernel_text!("quantized/dequant.h"),
+    kernel_text!("quantized/rows.h"),
+    kernel_text!("row_copy.h"),
+];
 
 /// The text of one entry: a file, and the lines after it that make the instances. Entries with one text share one compiled module.
 #[derive(Clone, Copy, Debug)]

@@ -10,6 +10,7 @@ use crate::quant::GgmlType;
 use crate::{Buffer, DType, Encoder, Error, Result, kernel_text};
 
 const TEXT: Text = kernel_text!("layout.h");
+const GET_ROWS: Text = kernel_text!("quantized/get_rows.h");
 
 crate::params! {
     /// Parameters of one scaled embedding row.
@@ -193,7 +194,8 @@ fn get_rows_entry(&(name, ty, dtype, shape, run): &TableRow) -> Kernel {
         })
         .class("exact", "the decoded value times the scale, rounded once")
         .bytes(move |p: &GetRowsParams| product(&[p.n_ids, p.row_len]) as f64 * (4.0 + row_bytes) + 4.0 * f64::from(p.n_ids))
-        .geometry(|p: &GetRowsParams| rows(p.n_ids, p.row_len))
+        .text(GET_ROWS, "")
+        .geometry(|p: &GetRowsParams| Geometry { groups: [p.n_ids, p.row_len.div_ceil(2048).min(65_535), 1], threads: [256, 1, 1] })
         .cpu(run)
         .tested(oracle::get_rows, oracle::get_rows_cases)
         .build()

@@ -3,9 +3,14 @@
 use super::{DequantParams, FORMATS, Format, MulMmParams, MulMvExtParams, MulMvParams, Perm021Params};
 use crate::DType;
 use crate::backend::cpu::dense::kernels::mul_mm_f16;
-use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder};
+use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, Text};
 use crate::conformance::quantized as oracle;
+use crate::kernel_text;
 use crate::registry::ConstantType;
+
+const MUL_MV: Text = kernel_text!("quantized/mul_mv.h");
+const MUL_MM: Text = kernel_text!("quantized/mul_mm.h");
+const TO_F16: Text = kernel_text!("quantized/to_f16.h");
 
 const PRODUCT: &str = "y[m,n] = Σ_k x[m,k] · w[n,k]";
 /// Numerical class and error bound.
@@ -67,7 +72,7 @@ fn check_batch(ne12: u32, ne13: u32, ne02: u32, r2: u32, r3: u32) -> Result<(), 
 
 fn mat_vec(format: &'static Format, variant: &str) -> Kernel {
     let name = format!("kernel_mul_mv_{}_f32{variant}", format.suffix);
-    let rows_per_group = if variant.is_empty() && format.ty.block_len() == 32 { 8 } else { 4 };
+    let lines = if variant.is_empty() { format.instances.mul_mv } else { format.instances.mul_mv_nr2 };
     Kernel::builder(name, Family::Quantized, PRODUCT)
         .params::<MulMvParams>()
         .input("weight", DType::U8, format.stack)
@@ -81,13 +86,16 @@ fn mat_vec(format: &'static Format, variant: &str) -> Kernel {
         .class(PRODUCT_FAST.0, PRODUCT_FAST.1)
         .fast_math()
         .flops(|p: &MulMvParams| product_flops(p.m, p.n, p.k) * f64::from(p.ne12) * f64::from(p.ne13))
-        .geometry(move |p: &MulMvParams| Geometry {
-            groups: [p.n.div_ceil(rows_per_group), p.m.min(GRID_YZ), p.ne12.saturating_mul(p.ne13).min(GRID_YZ)],
-            threads: [32, 2, 1],
-        })
+        .text(MUL_MV, lines)
+        .geometry(move |p: &MulMvParams| few_rows(format, p.n, p.m.div_ceil(4).saturating_mul(p.ne12).saturating_mul(p.ne13)))
         .cpu(format.cpu.mul_mv)
         .tested(oracle::mul_mv, oracle::mul_mv_cases)
         .build()
+}
+
+/// 16 weight rows a group, and as many warps as find room for their slices of the format in threadgroup memory.
+pub(super) fn few_rows(format: &Format, n: u32, passes: u32) -> Geometry {
+    Geometry { groups: [n.div_ceil(16), passes.min(GRID_YZ), 1], threads: [if format.suffix == "q6_K" { 96 } else { 128 }, 1, 1] }
 }
 
 fn small_batch(format: &'static Format, r1: u32) -> Kernel {
@@ -104,17 +112,21 @@ fn small_batch(format: &'static Format, r1: u32) -> Kernel {
         .class(PRODUCT_FAST.0, PRODUCT_FAST.1)
         .fast_math()
         .flops(|p: &MulMvExtParams| product_flops(p.m, p.n, p.k) * f64::from(p.batch))
-        .geometry(move |p: &MulMvExtParams| Geometry {
-            groups: [p.n.div_ceil(16), p.m.div_ceil(r1), p.batch.min(GRID_YZ)],
-            threads: [32, 2, 1],
-        })
+        .text(MUL_MV, format.instances.mul_mv_ext.get(r1 as usize - 2).copied().unwrap_or_default())
+        .geometry(move |p: &MulMvExtParams| few_rows(format, p.n, p.batch))
         .cpu(format.cpu.mul_mv_ext)
         .tested(oracle::mul_mv_ext, oracle::mul_mv_ext_cases)
         .build()
 }
 
 fn mat_mat(format: &'static Format, variant: &str, class: Class) -> Kernel {
+    let lines = match variant {
+        "_tensor" => format.instances.mul_mm_tensor,
+        "_tensor_v2" => format.instances.mul_mm_tensor_v2,
+        _ => format.instances.mul_mm,
+    };
     tiled(&format!("kernel_mul_mm_{}{variant}_f32", format.suffix), DType::U8, format.stack)
+        .text(MUL_MM, lines)
         .check(move |p: &MulMmParams| format.check_k(p.k))
         .class(class.0, class.1)
         .fast_math()
@@ -145,19 +157,23 @@ fn head_major(format: Option<&'static Format>) -> Kernel {
         })
         .class(W16A16.0, W16A16.1)
         .flops(|p: &Perm021Params| product_flops(p.m, p.n, p.n_heads) * f64::from(p.head_dim) * f64::from(p.batch))
-        .geometry(|p: &Perm021Params| Geometry {
-            groups: [p.n.div_ceil(64), p.m.div_ceil(32).min(GRID_YZ), p.batch.min(GRID_YZ)],
-            threads: [128, 1, 1],
-        })
+        .geometry(|p: &Perm021Params| tiles(p.m, p.n, p.batch))
         .build()
 }
 
 fn f16_mat_mat() -> Kernel {
     tiled("hf2q_mul_mm_tensor_v2_f16", DType::F16, "ne02*(ne13/r3) n k")
+        .text(MUL_MM, "MUL_MM_F16(hf2q_mul_mm_tensor_v2_f16)")
         .class(F16_A32.0, F16_A32.1)
         .cpu(mul_mm_f16)
         .tested(oracle::mul_mm_f16, oracle::mul_mm_f16_cases)
         .build()
+}
+
+/// Tiles of 128 outputs by 32 input rows, 128 where there are more than 64.
+fn tiles(m: u32, n: u32, batches: u32) -> Geometry {
+    let rows = m.div_ceil(if m <= 64 { 32 } else { 128 });
+    Geometry { groups: [n.div_ceil(128), rows.saturating_mul(batches).min(GRID_YZ), 1], threads: [256, 1, 1] }
 }
 
 /// A product of many rows with strided input.
@@ -170,10 +186,7 @@ fn tiled(name: &str, weight: DType, stack: &'static str) -> KernelBuilder {
         .check(|p: &MulMmParams| check_batch(p.ne12, p.ne13, p.ne02, p.r2, p.r3))
         .check(check_strides)
         .flops(|p: &MulMmParams| product_flops(p.m, p.n, p.k) * f64::from(p.ne12) * f64::from(p.ne13))
-        .geometry(|p: &MulMmParams| Geometry {
-            groups: [p.n.div_ceil(64), p.m.div_ceil(32).min(GRID_YZ), p.ne12.saturating_mul(p.ne13).min(GRID_YZ)],
-            threads: [128, 1, 1],
-        })
+        .geometry(|p: &MulMmParams| tiles(p.m, p.n, p.ne12.saturating_mul(p.ne13)))
 }
 
 /// Rows are packed, or start at multiples of 32 bytes.
@@ -198,8 +211,9 @@ fn dequant(format: &'static Format) -> Kernel {
             if groups <= u64::from(u32::MAX) { Ok(()) } else { Err(format!("n·k/16: got {groups}, expected at most {}", u32::MAX)) }
         })
         .class("exact f32 weight, rounded once", "exact")
+        .text(TO_F16, format.instances.dequant)
         .geometry(|p: &DequantParams| {
-            let groups = (u64::from(p.n) * u64::from(p.k) / 16).div_ceil(256);
+            let groups = (u64::from(p.n) * u64::from(p.k) / 8).div_ceil(256);
             Geometry::linear(u32::try_from(groups).unwrap_or(u32::MAX), 256)
         })
         .cpu(format.cpu.dequant)

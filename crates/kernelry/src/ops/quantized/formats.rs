@@ -21,6 +21,28 @@ pub(crate) struct Format {
     pub(crate) nr2: bool,
     /// Native kernels.
     pub(crate) cpu: CpuKernels,
+    /// Lines that make its kernels of the texts.
+    pub(crate) instances: Instances,
+}
+
+/// Instance lines of the GPU texts, by name.
+pub(crate) struct Instances {
+    pub(crate) mul_mv: &'static str,
+    pub(crate) mul_mv_nr2: &'static str,
+    /// With 2 to 5 rows a pass.
+    pub(crate) mul_mv_ext: [&'static str; 4],
+    pub(crate) mul_mm: &'static str,
+    pub(crate) mul_mm_tensor: &'static str,
+    pub(crate) mul_mm_tensor_v2: &'static str,
+    pub(crate) mul_mm_perm021: &'static str,
+    pub(crate) dequant: &'static str,
+}
+
+/// One line: a macro of a text with a kernel name and the decoder of the format.
+macro_rules! instance {
+    ($macro:literal, $prefix:literal, $suffix:literal, $rest:literal, $ty:ident) => {
+        concat!($macro, "(", $prefix, $suffix, $rest, ", Blk", stringify!($ty), ")")
+    };
 }
 
 macro_rules! formats {
@@ -34,6 +56,21 @@ macro_rules! formats {
             head_major: concat!("n n_heads*head_dim/", $len, "*", $bytes),
             nr2: $nr2,
             cpu: CpuKernels::of::<{ GgmlType::$ty as u32 }>(),
+            instances: Instances {
+                mul_mv: instance!("MUL_MV", "kernel_mul_mv_", $suffix, "_f32", $ty),
+                mul_mv_nr2: instance!("MUL_MV", "kernel_mul_mv_", $suffix, "_f32_nr2", $ty),
+                mul_mv_ext: [
+                    instance!("MUL_MV_EXT", "kernel_mul_mv_ext_", $suffix, "_f32_r1_2", $ty),
+                    instance!("MUL_MV_EXT", "kernel_mul_mv_ext_", $suffix, "_f32_r1_3", $ty),
+                    instance!("MUL_MV_EXT", "kernel_mul_mv_ext_", $suffix, "_f32_r1_4", $ty),
+                    instance!("MUL_MV_EXT", "kernel_mul_mv_ext_", $suffix, "_f32_r1_5", $ty),
+                ],
+                mul_mm: instance!("MUL_MM", "kernel_mul_mm_", $suffix, "_f32", $ty),
+                mul_mm_tensor: instance!("MUL_MM_HALF", "kernel_mul_mm_", $suffix, "_tensor_f32", $ty),
+                mul_mm_tensor_v2: instance!("MUL_MM_HALF", "kernel_mul_mm_", $suffix, "_tensor_v2_f32", $ty),
+                mul_mm_perm021: instance!("MUL_MM_PERM021", "kernel_mul_mm_", $suffix, "_tensor_bf16_perm021", $ty),
+                dequant: instance!("DEQUANT", "hf2q_dequant_", $suffix, "_to_f16", $ty),
+            },
         }),*]
     };
 }
