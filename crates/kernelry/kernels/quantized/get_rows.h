@@ -41,6 +41,7 @@ KN_FN float4 get_rows_times(float4 v, float s) { return kn_f4(v.x * s, v.y * s, 
 GET_ROWS_DENSE(get_rows_f32_f32, float)
 GET_ROWS_DENSE(get_rows_f16_f32, kn_f16)
 GET_ROWS_DENSE(get_rows_bf16_f32, kn_bf16)
+GET_ROWS_DENSE(embedding_gather_scale_batch_f32, float)
 GET_ROWS(get_rows_q4_0_f32, BlkQ4_0)
 GET_ROWS(get_rows_q8_0_f32, BlkQ8_0)
 GET_ROWS(get_rows_q5_1_f32, BlkQ5_1)

@@ -136,11 +136,6 @@ fn elements(n: u64) -> Geometry {
     Geometry::elements(n.min(u64::from(u32::MAX)) as u32)
 }
 
-/// One group of threads a row.
-fn rows(n: u32, row_len: u32) -> Geometry {
-    Geometry::linear(n, row_len.next_power_of_two().clamp(32, 256))
-}
-
 /// Groups of threads that move `n` rows of `row_len` elements: x along a row, four elements a thread; y over rows.
 pub(super) fn row_blocks(n: u32, row_len: u32) -> Geometry {
     let across = row_len.div_ceil(4).clamp(1, 256).next_power_of_two();

@@ -328,10 +328,14 @@ impl Block {
         } else {
             thread / width * width..self.waits.len().min((thread / width + 1) * width)
         };
-        let other = peers.clone().find(|&i| match (self.waits.get(i), what) {
-            (Some(Wait::Barrier { .. }), "barrier") | (Some(Wait::Warp { .. }), "warp exchange") | (None, _) => false,
-            _ => true,
-        });
+        let elsewhere = |&i: &usize| {
+            let same = matches!(
+                (self.waits.get(i), what),
+                (Some(Wait::Barrier { .. }), "barrier") | (Some(Wait::Warp { .. }), "warp exchange") | (None, _)
+            );
+            !same
+        };
+        let other = peers.clone().find(elsewhere);
         let other = other.unwrap_or(thread);
         let elsewhere = match self.waits.get(other) {
             Some(&(Wait::Barrier { code, .. } | Wait::Warp { code, .. })) => Elsewhere::Waits { code },

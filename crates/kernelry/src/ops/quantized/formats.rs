@@ -34,7 +34,6 @@ pub(crate) struct Instances {
     pub(crate) mul_mm: &'static str,
     pub(crate) mul_mm_tensor: &'static str,
     pub(crate) mul_mm_tensor_v2: &'static str,
-    pub(crate) mul_mm_perm021: &'static str,
     pub(crate) dequant: &'static str,
 }
 
@@ -68,7 +67,6 @@ macro_rules! formats {
                 mul_mm: instance!("MUL_MM", "kernel_mul_mm_", $suffix, "_f32", $ty),
                 mul_mm_tensor: instance!("MUL_MM_HALF", "kernel_mul_mm_", $suffix, "_tensor_f32", $ty),
                 mul_mm_tensor_v2: instance!("MUL_MM_HALF", "kernel_mul_mm_", $suffix, "_tensor_v2_f32", $ty),
-                mul_mm_perm021: instance!("MUL_MM_PERM021", "kernel_mul_mm_", $suffix, "_tensor_bf16_perm021", $ty),
                 dequant: instance!("DEQUANT", "hf2q_dequant_", $suffix, "_to_f16", $ty),
             },
         }),*]
