@@ -15,6 +15,7 @@ typedef unsigned long long ulong;
 #define KN_TABLE(T, name, n) __device__ __constant__ const T name[n]
 #define KN_SHARED(T, name, n) __shared__ __align__(16) T name[n]
 #define KN_UNROLL _Pragma("unroll")
+#define KN_NO_UNROLL _Pragma("unroll 1")
 #define KN_IN(slot, T, name) const T* __restrict__ name
 #define KN_OUT(slot, T, name) T* __restrict__ name
 #define KN_IN_ALIAS(slot, T, name) const T* name

@@ -107,6 +107,7 @@ KN_CALL void* kn_shared(const char* name, ulong bytes, ulong element) { return k
 #define KN_TABLE(T, name, n) static const T name[n]
 #define KN_SHARED(T, name, n) T* const name = (T*)kn_shared(#name, sizeof(T) * (n), sizeof(T))
 #define KN_UNROLL
+#define KN_NO_UNROLL
 #define KN_IN(slot, T, name) const T* name
 #define KN_OUT(slot, T, name) T* name
 #define KN_IN_ALIAS KN_IN

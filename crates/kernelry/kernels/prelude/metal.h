@@ -13,6 +13,7 @@ using namespace metal;
 #define KN_TABLE(T, name, n) constant constexpr T name[n]
 #define KN_SHARED(T, name, n) alignas(16) threadgroup T name[n]
 #define KN_UNROLL _Pragma("clang loop unroll(full)")
+#define KN_NO_UNROLL _Pragma("clang loop unroll(disable)")
 #define KN_IN(slot, T, name) device const T* name [[buffer(slot)]]
 #define KN_OUT(slot, T, name) device T* name [[buffer(slot)]]
 #define KN_IN_ALIAS KN_IN

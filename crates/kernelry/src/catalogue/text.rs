@@ -25,6 +25,8 @@ macro_rules! kernel_text {
 
 /// Files that texts may include, by path.
 const SHARED: &[Text] = &[
+    kernel_text!("attention/decode_core.h"),
+    kernel_text!("attention/tile.h"),
     kernel_text!("map.h"),
     kernel_text!("matmul/tile.h"),
     kernel_text!("quantized/blocks.h"),

@@ -4,9 +4,12 @@ use super::case::push;
 use super::{Cases, Input, Reference, Tolerance};
 use crate::DType;
 use crate::catalogue::StepU32;
-use crate::ops::attention::{AttentionDecodeParams, AttentionPrefillParams, ScaleMaskSoftmaxParams, SdpaDecodeParams, SdpaParams};
+use crate::ops::attention::{
+    AttentionDecodeParams, AttentionPrefillParams, ScaleMaskSoftmaxParams, SdpaDecodeParams, SdpaParams, SdpaSlidingParams,
+};
 
 pub(crate) mod mask;
+pub(crate) mod split;
 
 /// What is computed, in the terms of the definition.
 struct Problem {
@@ -92,6 +95,70 @@ pub(crate) fn sdpa(r: &mut Reference<'_>) {
     };
     let dtype = r.dtype("q");
     attention(r, &problem, bound(dtype));
+}
+
+pub(crate) fn sdpa_sliding(r: &mut Reference<'_>) {
+    let p: SdpaSlidingParams = r.params();
+    let keys = p.kv_seq_len.max() as usize;
+    let problem = Problem {
+        batch: p.batch as usize,
+        n_heads: p.n_heads as usize,
+        n_kv_heads: p.n_kv_heads as usize,
+        head_dim: p.head_dim as usize,
+        seq_len: p.seq_len as usize,
+        keys,
+        capacity: if p.kv_capacity == 0 { keys } else { p.kv_capacity as usize },
+        scale: f64::from(p.scale),
+        softcap: 0.0,
+        causal: true,
+        window: p.window_size as usize + 1,
+        token_major: false,
+    };
+    let dtype = r.dtype("q");
+    attention(r, &problem, bound(dtype));
+}
+
+pub(crate) fn sdpa_sliding_cases(c: &mut Cases) {
+    let dtype = if c.kernel() == "sdpa_sliding" { DType::F32 } else { DType::BF16 };
+    let mut add = |[batch, n_heads, n_kv_heads, head_dim, seq_len, keys, capacity, window_size]: [u32; 8]| {
+        let params = SdpaSlidingParams {
+            batch,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            seq_len,
+            kv_capacity: capacity,
+            window_size,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            kv_seq_len: StepU32::new(keys),
+        };
+        let slots = if capacity == 0 { keys } else { capacity };
+        let values = || cache(dtype, slots, head_dim, keys, Input::Normal(1.0));
+        let label = format!("B={batch} H={n_heads}/{n_kv_heads} D={head_dim} Sq={seq_len} n={keys} cap={capacity} window={window_size}");
+        c.add(label, params).input("k", values()).input("v", values());
+    };
+    add([2, 6, 2, 40, 5, 9, 12, 3]);
+    add([1, 1, 1, 1, 1, 1, 0, 1]);
+    add([1, 2, 1, 64, 33, 65, 70, 0]);
+    add([1, 4, 2, 80, 67, 131, 140, 31]);
+    add([1, 2, 1, 96, 130, 130, 0, 63]);
+    add([1, 2, 2, 128, 65, 200, 200, 64]);
+    add([1, 2, 1, 256, 3, 70, 70, u32::MAX]);
+    if c.intensity >= 2 {
+        // A window of all keys: causal attention.
+        let params = SdpaSlidingParams {
+            batch: 1,
+            n_heads: 16,
+            n_kv_heads: 8,
+            head_dim: 256,
+            seq_len: 576,
+            kv_capacity: 1024,
+            window_size: 1024,
+            scale: 0.0625,
+            kv_seq_len: StepU32::new(576),
+        };
+        c.add("prefill of 576", params);
+    }
 }
 
 pub(crate) fn sdpa_decode(r: &mut Reference<'_>) {
@@ -270,7 +337,11 @@ pub(crate) fn sdpa_decode_cases(c: &mut Cases) {
 }
 
 fn cache_dtype(kernel: &str) -> DType {
-    if kernel.ends_with("_f16kv") { DType::F16 } else { DType::F32 }
+    match kernel {
+        name if name.contains("_bf16kv") => DType::BF16,
+        name if name.contains("_f16kv") => DType::F16,
+        _ => DType::F32,
+    }
 }
 
 pub(crate) fn decode_cases(c: &mut Cases) {
@@ -311,8 +382,8 @@ pub(crate) fn decode_cases(c: &mut Cases) {
     if c.intensity >= 2 {
         c.add("long", params(32, 8, 128, 8192, 8192, 0, 0.0));
     }
-    for head_dim in [128, 256] {
-        c.bench(format!("H=32/8 D={head_dim} n=4096"), params(32, 8, head_dim, 4096, 4096, 0, 0.0));
+    for (d, n) in [(64, 32768), (128, 4096), (128, 32768)] {
+        c.bench(format!("H=16/4 D={d} n={n}"), params(16, 4, d, n, n, 0, 0.0));
     }
 }
 
@@ -353,8 +424,8 @@ pub(crate) fn prefill_cases(c: &mut Cases) {
     if c.intensity >= 2 {
         c.add("prefill of 512", params(512, 32, 8, 128, 512, 512, 0, 0.0));
     }
-    for head_dim in [128, 256] {
-        c.bench(format!("S=512 H=32/8 D={head_dim} n=4096"), params(512, 32, 8, head_dim, 4096, 4096, 0, 0.0));
+    for (d, n) in [(64, 8192), (128, 512), (128, 8192)] {
+        c.bench(format!("S={n} H=16/4 D={d}"), params(n, 16, 4, d, n, n, 0, 0.0));
     }
 }
 

@@ -6,9 +6,9 @@
 use super::activation::{SOFTMAX_TEXT, softmax_rows};
 use super::{size, unsupported};
 use crate::backend::cpu::{CpuFn, attention as cpu};
-use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, StepU32};
+use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, StepU32, Text};
 use crate::conformance::attention as oracle;
-use crate::{Buffer, DType, Encoder, Error, Result};
+use crate::{Buffer, DType, Encoder, Error, Result, kernel_text};
 
 mod mask;
 mod split;
@@ -16,6 +16,15 @@ mod tiled;
 pub use mask::{AttentionMask, AttentionMaskParams};
 pub use split::{FlashAttnReduceParams, FlashAttnRingParams, FlashAttnVecParams};
 pub use tiled::SteelAttentionParams;
+
+const PREFILL: Text = kernel_text!("attention/prefill.h");
+const PREFILL_MMA: Text = kernel_text!("attention/prefill_mma.h");
+const DECODE: Text = kernel_text!("attention/decode.h");
+
+/// Widest head that the tiled kernels of 16-bit keys put on the matrix unit.
+const MMA_HEAD_DIM: u32 = 128;
+/// Query heads of a block that decodes with f32 products.
+const DECODE_HEADS: u32 = 4;
 
 /// Largest head that any kernel of the family takes.
 const MAX_HEAD_DIM: u32 = 512;
@@ -195,9 +204,20 @@ fn keys_read(seq_len: u32, keys: u32, window: u32) -> u32 {
     if window == 0 { keys } else { keys.min(window.saturating_add(seq_len - seq_len.min(1))) }
 }
 
+/// A block for 64 queries of a head: four warps where the matrix unit does the work, eight where f32 products do.
+fn tiles(queries: u32, n_heads: u32, batch: u32, mma: bool) -> Geometry {
+    Geometry { groups: [queries.div_ceil(64), n_heads, batch], threads: [if mma { 128 } else { 256 }, 1, 1] }
+}
+
+/// Blocks for all query heads, `heads` that share a KV head in each.
+fn head_blocks(n_heads: u32, n_kv_heads: u32, heads: u32) -> u32 {
+    let n_kv_heads = n_kv_heads.max(1);
+    n_kv_heads * (n_heads / n_kv_heads).div_ceil(heads)
+}
+
 const F32_BOUND: &str = "|err| ≤ 2e-5 + 1e-4·|o|";
 
-fn sdpa_entry(name: &'static str, dtype: DType, run: CpuFn) -> Kernel {
+fn sdpa_entry(name: &'static str, dtype: DType, run: CpuFn, (text, line): (Text, &'static str)) -> Kernel {
     let bound = if dtype == DType::F32 { F32_BOUND } else { "|err| ≤ 1e-2·max|v| + 2e-2·|o|" };
     Kernel::builder(name, Family::Attention, "o = softmax(scale · q kᵀ) v; causal aligned at the end")
         .params::<SdpaParams>()
@@ -225,13 +245,14 @@ fn sdpa_entry(name: &'static str, dtype: DType, run: CpuFn) -> Kernel {
             let rows = product(&[p.n_heads, p.seq_len]) + product(&[p.n_kv_heads, p.kv_seq_len.max()]);
             2.0 * product(&[p.batch, p.head_dim]) * rows * dtype.size() as f64
         })
-        .geometry(|p: &SdpaParams| Geometry { groups: [p.seq_len.div_ceil(32), p.n_heads, p.batch], threads: [128, 1, 1] })
+        .geometry(move |p: &SdpaParams| tiles(p.seq_len, p.n_heads, p.batch, dtype != DType::F32 && p.head_dim <= MMA_HEAD_DIM))
         .cpu(run)
+        .text(text, line)
         .tested(oracle::sdpa, oracle::sdpa_cases)
         .build()
 }
 
-fn sliding_entry(name: &'static str, dtype: DType) -> Kernel {
+fn sliding_entry(name: &'static str, dtype: DType, run: CpuFn, (text, line): (Text, &'static str)) -> Kernel {
     let bound = if dtype == DType::F32 { F32_BOUND } else { "|err| ≤ 1e-2·max|v| + 2e-2·|o|" };
     Kernel::builder(name, Family::Attention, "o = softmax(scale · q kᵀ) v, causal, over the query's own key and window_size before it")
         .params::<SdpaSlidingParams>()
@@ -251,7 +272,10 @@ fn sliding_entry(name: &'static str, dtype: DType) -> Kernel {
             let window = p.window_size.saturating_add(1);
             4.0 * product(&[p.batch, p.n_heads, p.head_dim]) * pairs(p.seq_len, p.kv_seq_len.max(), true, window)
         })
-        .geometry(|p: &SdpaSlidingParams| Geometry { groups: [p.seq_len.div_ceil(32), p.n_heads, p.batch], threads: [128, 1, 1] })
+        .geometry(move |p: &SdpaSlidingParams| tiles(p.seq_len, p.n_heads, p.batch, dtype != DType::F32 && p.head_dim <= MMA_HEAD_DIM))
+        .cpu(run)
+        .text(text, line)
+        .tested(oracle::sdpa_sliding, oracle::sdpa_sliding_cases)
         .build()
 }
 
@@ -264,7 +288,7 @@ fn cache_bindings(entry: KernelBuilder, cache: DType, queries: &'static str) -> 
         .class("f32 accumulation", F32_BOUND)
 }
 
-fn decode_entry(name: &'static str, cache: DType, run: CpuFn) -> Kernel {
+fn decode_entry(name: &'static str, cache: DType, run: CpuFn, line: &'static str) -> Kernel {
     let entry = Kernel::builder(name, Family::Attention, "o = softmax(softcap(scale · q kᵀ)) v over the last `window` keys of a cache")
         .params::<AttentionDecodeParams>()
         .check(|p: &AttentionDecodeParams| {
@@ -277,14 +301,15 @@ fn decode_entry(name: &'static str, cache: DType, run: CpuFn) -> Kernel {
             2.0 * product(&[p.n_heads, p.head_dim, 4])
                 + 2.0 * product(&[p.n_kv_heads, p.head_dim, keys_read(1, p.kv_seq_len.max(), p.window)]) * cache.size() as f64
         })
+        .text(DECODE, line)
         .geometry(|p: &AttentionDecodeParams| Geometry {
-            groups: [p.n_kv_heads, p.kv_seq_len.max().div_ceil(512).clamp(1, 64), 1],
-            threads: [128, 1, 1],
+            groups: [1, head_blocks(p.n_heads, p.n_kv_heads, DECODE_HEADS), 1],
+            threads: [256, 1, 1],
         });
     cache_bindings(entry, cache, "n_heads head_dim").cpu(run).tested(oracle::decode, oracle::decode_cases).build()
 }
 
-fn prefill_entry(name: &'static str, cache: DType, run: CpuFn) -> Kernel {
+fn prefill_entry(name: &'static str, cache: DType, run: CpuFn, (text, line): (Text, &'static str)) -> Kernel {
     let summary = "o = softmax(softcap(scale · q kᵀ)) v, causal, over the last `window` keys up to each query's own";
     let entry = Kernel::builder(name, Family::Attention, summary)
         .params::<AttentionPrefillParams>()
@@ -299,7 +324,8 @@ fn prefill_entry(name: &'static str, cache: DType, run: CpuFn) -> Kernel {
             2.0 * product(&[p.seq_len, p.n_heads, p.head_dim, 4])
                 + 2.0 * product(&[p.n_kv_heads, p.head_dim, keys_read(p.seq_len, p.kv_seq_len.max(), p.window)]) * cache.size() as f64
         })
-        .geometry(|p: &AttentionPrefillParams| Geometry { groups: [p.seq_len.div_ceil(64), p.n_heads, 1], threads: [128, 1, 1] });
+        .text(text, line)
+        .geometry(move |p: &AttentionPrefillParams| tiles(p.seq_len, p.n_heads, 1, cache != DType::F32 && p.head_dim <= MMA_HEAD_DIM));
     cache_bindings(entry, cache, "seq_len n_heads head_dim").cpu(run).tested(oracle::prefill, oracle::prefill_cases).build()
 }
 
@@ -332,6 +358,7 @@ fn softmax_entry(name: &'static str) -> Kernel {
 /// Catalogue entries of the family.
 pub(crate) fn kernels() -> Vec<Kernel> {
     use DType::{BF16, F16, F32};
+    use half::{bf16, f16};
     let decode = Kernel::builder("sdpa_decode", Family::Attention, "o = softmax(scale · q kᵀ) v of one query over all keys")
         .params::<SdpaDecodeParams>()
         .check(|p: &SdpaDecodeParams| {
@@ -341,28 +368,49 @@ pub(crate) fn kernels() -> Vec<Kernel> {
         })
         .flops(|p: &SdpaDecodeParams| 4.0 * product(&[p.n_heads, p.head_dim, p.kv_seq_len.max()]))
         .bytes(|p: &SdpaDecodeParams| 8.0 * (product(&[p.n_heads, p.head_dim]) + product(&[p.n_kv_heads, p.head_dim, p.kv_seq_len.max()])))
+        .text(DECODE, "SDPA_DECODE(sdpa_decode)\n")
         .geometry(|p: &SdpaDecodeParams| Geometry {
-            groups: [p.n_heads, 1, 1],
-            threads: [if p.kv_seq_len.max() < 32 { 32 } else { 128 }, 1, 1],
+            groups: [1, head_blocks(p.n_heads, p.n_kv_heads, DECODE_HEADS), 1],
+            threads: [256, 1, 1],
         });
     let mut list = vec![
-        sdpa_entry("sdpa", F32, cpu::sdpa::<f32>),
-        sdpa_entry("sdpa_bf16", BF16, cpu::sdpa::<half::bf16>),
+        sdpa_entry("sdpa", F32, cpu::sdpa::<f32>, (PREFILL, "SDPA(sdpa, float)\n")),
+        sdpa_entry("sdpa_bf16", BF16, cpu::sdpa::<bf16>, (PREFILL_MMA, "SDPA_MMA(sdpa_bf16, kn_bf16)\n")),
         cache_bindings(decode, F32, "n_heads head_dim")
             .cpu(cpu::sdpa_decode)
             .tested(oracle::sdpa_decode, oracle::sdpa_decode_cases)
             .build(),
-        decode_entry("attention_decode_f32", F32, cpu::decode::<f32>),
-        decode_entry("attention_decode_f16kv", F16, cpu::decode::<half::f16>),
-        prefill_entry("attention_prefill_f32", F32, cpu::prefill::<f32>),
-        prefill_entry("attention_prefill_f16kv", F16, cpu::prefill::<half::f16>),
+        decode_entry("attention_decode_f32", F32, cpu::decode::<f32>, "ATTENTION_DECODE(attention_decode_f32, float)\n"),
+        decode_entry("attention_decode_f16kv", F16, cpu::decode::<f16>, "ATTENTION_DECODE(attention_decode_f16kv, kn_f16)\n"),
+        decode_entry("attention_decode_bf16kv", BF16, cpu::decode::<bf16>, "ATTENTION_DECODE(attention_decode_bf16kv, kn_bf16)\n"),
+        prefill_entry("attention_prefill_f32", F32, cpu::prefill::<f32>, (PREFILL, "ATTENTION_PREFILL(attention_prefill_f32, float)\n")),
+        prefill_entry(
+            "attention_prefill_f16kv",
+            F16,
+            cpu::prefill::<f16>,
+            (PREFILL_MMA, "ATTENTION_PREFILL_MMA(attention_prefill_f16kv, kn_f16)\n"),
+        ),
+        prefill_entry(
+            "attention_prefill_bf16kv",
+            BF16,
+            cpu::prefill::<bf16>,
+            (PREFILL_MMA, "ATTENTION_PREFILL_MMA(attention_prefill_bf16kv, kn_bf16)\n"),
+        ),
         softmax_entry("scale_mask_softmax_f32"),
         softmax_entry("scale_mask_softmax_f32_v4"),
     ];
     list.extend(mask::kernels());
     list.extend(tiled::kernels());
     list.extend(split::kernels());
-    list.extend([sliding_entry("sdpa_sliding", F32), sliding_entry("sdpa_sliding_bf16", BF16)]);
+    list.extend([
+        sliding_entry("sdpa_sliding", F32, cpu::sdpa_sliding::<f32>, (PREFILL, "SDPA_SLIDING(sdpa_sliding, float)\n")),
+        sliding_entry(
+            "sdpa_sliding_bf16",
+            BF16,
+            cpu::sdpa_sliding::<bf16>,
+            (PREFILL_MMA, "SDPA_SLIDING_MMA(sdpa_sliding_bf16, kn_bf16)\n"),
+        ),
+    ]);
     list
 }
 
@@ -388,7 +436,7 @@ fn expect<const N: usize>(op: &str, what: &str, buffer: &Buffer, expected: [u32;
 pub struct Attention<'a> {
     /// Queries `[seq_len, n_heads, head_dim]`, f32.
     pub q: &'a Buffer,
-    /// Key cache `[n_kv_heads, kv_capacity, head_dim]`, f32 or f16.
+    /// Key cache `[n_kv_heads, kv_capacity, head_dim]`, f32, f16 or bf16.
     pub k: &'a Buffer,
     /// Value cache, shape and dtype of `k`.
     pub v: &'a Buffer,
@@ -420,7 +468,8 @@ impl Attention<'_> {
         let (decode, prefill) = match self.k.dtype() {
             DType::F32 => ("attention_decode_f32", "attention_prefill_f32"),
             DType::F16 => ("attention_decode_f16kv", "attention_prefill_f16kv"),
-            other => return Err(unsupported(OP, "k", other, "f32 or f16")),
+            DType::BF16 => ("attention_decode_bf16kv", "attention_prefill_bf16kv"),
+            other => return Err(unsupported(OP, "k", other, "f32, f16 or bf16")),
         };
         let args = [Some(self.q), Some(self.k), Some(self.v), Some(self.out)];
         if seq_len == 1 {

@@ -17,8 +17,12 @@ use super::vector::{Isa, VectorKernel, Vectored, dispatch};
 use crate::ops::attention::{AttentionDecodeParams, AttentionPrefillParams, SdpaDecodeParams, SdpaParams};
 
 mod mask;
+mod partition;
+mod sliding;
 mod softmax;
 pub(crate) use mask::mask;
+pub(crate) use partition::{partitions, reduce};
+pub(crate) use sliding::sdpa_sliding;
 pub(crate) use softmax::scale_mask_softmax;
 
 /// Keys of a block.

@@ -2,9 +2,11 @@
 
 use super::super::{size, unsupported};
 use crate::backend::cpu::{CpuFn, attention as cpu};
-use crate::catalogue::{Family, Geometry, Kernel, StepU32};
+use crate::catalogue::{Family, Geometry, Kernel, StepU32, Text};
 use crate::conformance::attention::mask as oracle;
-use crate::{Buffer, DType, Encoder, Error, Result};
+use crate::{Buffer, DType, Encoder, Error, Result, kernel_text};
+
+const TEXT: Text = kernel_text!("attention/mask.h");
 
 crate::params! {
     /// Parameters of the mask builder.
@@ -38,6 +40,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
         .class("exact", "bits of 0 or -inf")
         .geometry(|p: &AttentionMaskParams| Geometry::linear(p.q_len, p.k_len.next_power_of_two().clamp(32, 256)))
         .cpu(run)
+        .text(TEXT, "")
         .tested(oracle::mask, oracle::mask_cases)
         .build()
     };

@@ -4,9 +4,20 @@
 //! four elements `v` of the head, element `c` of them and partition `g`, `o` is at `((rho · head_dim/4 + v) · nwg + g) · 4 + c`; then, from
 //! `rows · head_dim · nwg` on, `l` at `rho · 2 · nwg + 2 g` and `m` behind it.
 
-use super::{check_floats, check_heads, check_keys, check_queries, product};
-use crate::DType;
-use crate::catalogue::{Family, Geometry, Kernel, StepU32};
+use half::{bf16, f16};
+
+use super::{DECODE, DECODE_HEADS, check_floats, check_heads, check_keys, check_queries, head_blocks, product};
+use crate::DType::{self, BF16, F16, F32};
+use crate::backend::cpu::{CpuFn, attention as cpu};
+use crate::catalogue::{Family, Geometry, Kernel, StepU32, Text};
+use crate::conformance::attention::split as oracle;
+use crate::kernel_text;
+
+const MMA: Text = kernel_text!("attention/decode_mma.h");
+/// Query heads of a block that decodes on the matrix unit.
+const MMA_HEADS: u32 = 8;
+/// Most partitions of the kernels of heads 256 and 512 wide, and of the others.
+const PARTITIONS: [u32; 2] = [32, 128];
 
 crate::params! {
     /// Parameters of decode attention in partitions.
@@ -25,7 +36,7 @@ crate::params! {
         mask_type: u32,
         /// keys attended with mask type 2, the query's own included; 0 for all
         sliding_window: u32,
-        /// partitions, 1 to 32; 1 writes the result itself
+        /// partitions, 1 to 32, or to 128 for heads of up to 128 elements; 1 writes the result itself
         nwg: u32,
         /// factor of the scores
         scale: f32,
@@ -65,7 +76,7 @@ crate::params! {
     pub struct FlashAttnReduceParams {
         /// query rows
         rows: u32,
-        /// partitions, 1 to 32
+        /// partitions, 1 to 32, or to 128 for heads of up to 128 elements
         nwg: u32,
     }
 }
@@ -74,15 +85,22 @@ fn check_dim(got: u32, expected: u32) -> Result<(), String> {
     if got == expected { Ok(()) } else { Err(format!("head_dim: got {got}, expected {expected}")) }
 }
 
-fn check_partitions(nwg: u32) -> Result<(), String> {
-    if (1..=32).contains(&nwg) { Ok(()) } else { Err(format!("nwg: got {nwg}, expected 1 to 32")) }
+fn check_partitions(nwg: u32, dim: u32) -> Result<(), String> {
+    let most = PARTITIONS[usize::from(dim <= 128)];
+    if (1..=most).contains(&nwg) { Ok(()) } else { Err(format!("nwg: got {nwg}, expected 1 to {most}")) }
 }
 
 fn check_mask(mask_type: u32) -> Result<(), String> {
     if mask_type <= 2 { Ok(()) } else { Err(format!("mask_type: got {mask_type}, expected 0, 1 or 2")) }
 }
 
-fn main_entry(name: &'static str, dim: u32, cache: DType) -> Kernel {
+fn main_entry(name: &'static str, dim: u32, cache: DType, line: &'static str) -> Kernel {
+    let run: CpuFn = match cache {
+        DType::F32 => cpu::partitions::<f32>,
+        DType::F16 => cpu::partitions::<f16>,
+        _ => cpu::partitions::<bf16>,
+    };
+    let (text, heads, threads) = if cache == DType::F32 || dim > 128 { (DECODE, DECODE_HEADS, 256) } else { (MMA, MMA_HEADS, 128) };
     Kernel::builder(name, Family::Attention, "partition g of: o = softmax(softcap(scale · q kᵀ)) v; blocks of 32 keys dealt round")
         .params::<FlashAttnVecParams>()
         .input("q", DType::F32, "n_heads seq_len head_dim")
@@ -98,7 +116,7 @@ fn main_entry(name: &'static str, dim: u32, cache: DType) -> Kernel {
             check_keys(p.kv_seq_len.max(), p.kv_capacity)?;
             check_queries(p.seq_len, p.kv_seq_len.max())?;
             check_mask(p.mask_type)?;
-            check_partitions(p.nwg)?;
+            check_partitions(p.nwg, dim)?;
             check_floats(p.scale, p.softcap)
         })
         .class("f32 accumulation; queries may be rounded to f16", "|err| ≤ 1e-2, and 1e-4·max|v| against queries rounded alike")
@@ -107,12 +125,25 @@ fn main_entry(name: &'static str, dim: u32, cache: DType) -> Kernel {
             2.0 * product(&[p.n_kv_heads, p.head_dim, p.kv_seq_len.max()]) * cache.size() as f64
                 + 8.0 * product(&[p.seq_len, p.n_heads, p.head_dim])
         })
-        .geometry(|p: &FlashAttnVecParams| Geometry { groups: [p.seq_len, p.n_heads, p.nwg], threads: [32, 1, 1] })
+        .geometry(move |p: &FlashAttnVecParams| Geometry {
+            groups: [p.seq_len, head_blocks(p.n_heads, p.n_kv_heads, heads), p.nwg],
+            threads: [threads, 1, 1],
+        })
+        .cpu(run)
+        .text(text, line)
+        .tested(oracle::partitions, oracle::partition_cases)
         .build()
 }
 
-fn reduce_entry(name: &'static str, dim: u32, only_32: bool) -> Kernel {
-    let (partial, out) = if dim == 256 { ("rows*nwg*258", "rows 256") } else { ("rows*nwg*514", "rows 512") };
+fn reduce_entry(name: &'static str, dim: u32, only_32: bool, line: &'static str) -> Kernel {
+    let (partial, out, run): (_, _, CpuFn) = match dim {
+        64 => ("rows*nwg*66", "rows 64", cpu::reduce::<64>),
+        80 => ("rows*nwg*82", "rows 80", cpu::reduce::<80>),
+        96 => ("rows*nwg*98", "rows 96", cpu::reduce::<96>),
+        128 => ("rows*nwg*130", "rows 128", cpu::reduce::<128>),
+        256 => ("rows*nwg*258", "rows 256", cpu::reduce::<256>),
+        _ => ("rows*nwg*514", "rows 512", cpu::reduce::<512>),
+    };
     Kernel::builder(name, Family::Attention, "out = Σ_g w_g o_g / Σ_g w_g l_g, w_g = exp(m_g − max m); zero where no key was attended")
         .params::<FlashAttnReduceParams>()
         .input("partial", DType::F32, partial)
@@ -121,11 +152,14 @@ fn reduce_entry(name: &'static str, dim: u32, only_32: bool) -> Kernel {
             if only_32 && p.nwg != 32 {
                 return Err(format!("nwg: got {}, expected 32", p.nwg));
             }
-            check_partitions(p.nwg)
+            check_partitions(p.nwg, dim)
         })
         .class("f32", "relative 1e-6")
         .flops(move |p: &FlashAttnReduceParams| 2.0 * product(&[p.rows, p.nwg, dim]))
-        .geometry(|p: &FlashAttnReduceParams| Geometry::linear(p.rows, 32 * p.nwg.clamp(1, 32)))
+        .geometry(|p: &FlashAttnReduceParams| Geometry::linear(p.rows, 256))
+        .cpu(run)
+        .text(DECODE, line)
+        .tested(oracle::reduce, oracle::reduce_cases)
         .build()
 }
 
@@ -162,17 +196,49 @@ fn ring_entry(name: &'static str, partitions: u32) -> Kernel {
     }
 }
 
+/// Name, elements of a head, dtype of the cache, instance.
+const MAINS: [(&str, u32, DType, &str); 18] = [
+    ("flash_attn_vec_dk64", 64, F32, "FLASH_ATTN_VEC(flash_attn_vec_dk64, float, 64)\n"),
+    ("flash_attn_vec_dk80", 80, F32, "FLASH_ATTN_VEC(flash_attn_vec_dk80, float, 128)\n"),
+    ("flash_attn_vec_dk96", 96, F32, "FLASH_ATTN_VEC(flash_attn_vec_dk96, float, 128)\n"),
+    ("flash_attn_vec_dk128", 128, F32, "FLASH_ATTN_VEC(flash_attn_vec_dk128, float, 128)\n"),
+    ("flash_attn_vec_dk256", 256, F32, "FLASH_ATTN_VEC(flash_attn_vec_dk256, float, 256)\n"),
+    ("flash_attn_vec_dk512", 512, F32, "FLASH_ATTN_VEC(flash_attn_vec_dk512, float, 512)\n"),
+    ("flash_attn_vec_f16kv_dk64", 64, F16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_f16kv_dk64, kn_f16, 64)\n"),
+    ("flash_attn_vec_f16kv_dk80", 80, F16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_f16kv_dk80, kn_f16, 80)\n"),
+    ("flash_attn_vec_f16kv_dk96", 96, F16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_f16kv_dk96, kn_f16, 96)\n"),
+    ("flash_attn_vec_f16kv_dk128", 128, F16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_f16kv_dk128, kn_f16, 128)\n"),
+    ("flash_attn_vec_f16kv_dk256", 256, F16, "FLASH_ATTN_VEC(flash_attn_vec_f16kv_dk256, kn_f16, 256)\n"),
+    ("flash_attn_vec_f16kv_dk512", 512, F16, "FLASH_ATTN_VEC(flash_attn_vec_f16kv_dk512, kn_f16, 512)\n"),
+    ("flash_attn_vec_bf16kv_dk64", 64, BF16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_bf16kv_dk64, kn_bf16, 64)\n"),
+    ("flash_attn_vec_bf16kv_dk80", 80, BF16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_bf16kv_dk80, kn_bf16, 80)\n"),
+    ("flash_attn_vec_bf16kv_dk96", 96, BF16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_bf16kv_dk96, kn_bf16, 96)\n"),
+    ("flash_attn_vec_bf16kv_dk128", 128, BF16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_bf16kv_dk128, kn_bf16, 128)\n"),
+    ("flash_attn_vec_bf16kv_dk256", 256, BF16, "FLASH_ATTN_VEC(flash_attn_vec_bf16kv_dk256, kn_bf16, 256)\n"),
+    ("flash_attn_vec_bf16kv_dk512", 512, BF16, "FLASH_ATTN_VEC(flash_attn_vec_bf16kv_dk512, kn_bf16, 512)\n"),
+];
+
+/// Name, elements of a head, whether there are always 32 partitions, instance.
+const REDUCES: [(&str, u32, bool, &str); 7] = [
+    ("flash_attn_vec_reduce_dk64", 64, false, "FLASH_ATTN_REDUCE(flash_attn_vec_reduce_dk64, 64)\n"),
+    ("flash_attn_vec_reduce_dk80", 80, false, "FLASH_ATTN_REDUCE(flash_attn_vec_reduce_dk80, 80)\n"),
+    ("flash_attn_vec_reduce_dk96", 96, false, "FLASH_ATTN_REDUCE(flash_attn_vec_reduce_dk96, 96)\n"),
+    ("flash_attn_vec_reduce_dk128", 128, false, "FLASH_ATTN_REDUCE(flash_attn_vec_reduce_dk128, 128)\n"),
+    ("flash_attn_vec_reduce_dk256", 256, false, "FLASH_ATTN_REDUCE(flash_attn_vec_reduce_dk256, 256)\n"),
+    ("flash_attn_vec_reduce_dk512", 512, false, "FLASH_ATTN_REDUCE(flash_attn_vec_reduce_dk512, 512)\n"),
+    (
+        "flash_attn_vec_peer_port_f16_reduce_dv256_nwg32",
+        256,
+        true,
+        "FLASH_ATTN_REDUCE(flash_attn_vec_peer_port_f16_reduce_dv256_nwg32, 256)\n",
+    ),
+];
+
 /// Catalogue entries of attention in partitions.
 pub(super) fn kernels() -> Vec<Kernel> {
-    vec![
-        main_entry("flash_attn_vec_dk256", 256, DType::F32),
-        main_entry("flash_attn_vec_dk512", 512, DType::F32),
-        main_entry("flash_attn_vec_f16kv_dk256", 256, DType::F16),
-        main_entry("flash_attn_vec_f16kv_dk512", 512, DType::F16),
-        reduce_entry("flash_attn_vec_reduce_dk256", 256, false),
-        reduce_entry("flash_attn_vec_reduce_dk512", 512, false),
-        ring_entry("flash_attn_vec_peer_port_f16_dk256_dv256", 1),
-        ring_entry("flash_attn_vec_peer_port_f16_nwg32_dk256_dv256", 32),
-        reduce_entry("flash_attn_vec_peer_port_f16_reduce_dv256_nwg32", 256, true),
-    ]
+    let mut list: Vec<Kernel> = MAINS.iter().map(|&(name, dim, cache, line)| main_entry(name, dim, cache, line)).collect();
+    list.extend(REDUCES.iter().map(|&(name, dim, only_32, line)| reduce_entry(name, dim, only_32, line)));
+    list.push(ring_entry("flash_attn_vec_peer_port_f16_dk256_dv256", 1));
+    list.push(ring_entry("flash_attn_vec_peer_port_f16_nwg32_dk256_dv256", 32));
+    list
 }
