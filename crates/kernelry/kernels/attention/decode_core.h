@@ -166,10 +166,10 @@ KN_FN void decode_head(KN_PRIVATE const Decode& a, KN_GLOBAL const float* q, KN_
 // Group y: the KV head, and which of its query heads where they are more than a block takes.
 #define DECODE_SHAPE(a, p, step, HEADS)                                                          \
   Decode a;                                                                                      \
-  const uint kn_group = p.n_heads / p.n_kv_heads, kn_cuts = kn_cdiv(kn_group, HEADS);            \
+  const uint kn_shared_by = p.n_heads / p.n_kv_heads, kn_cuts = kn_cdiv(kn_shared_by, HEADS);    \
   const uint kn_kv = KN_GROUP_Y / kn_cuts, kn_skip = KN_GROUP_Y % kn_cuts * HEADS;               \
-  const uint kn_head = kn_kv * kn_group + kn_skip;                                               \
-  a.heads = kn_min(kn_group - kn_skip, HEADS);                                                   \
+  const uint kn_head = kn_kv * kn_shared_by + kn_skip;                                           \
+  a.heads = kn_min(kn_shared_by - kn_skip, HEADS);                                               \
   a.dim = p.head_dim;                                                                            \
   a.lo = 0;                                                                                      \
   a.hi = kn_step(p.kv_seq_len, step);                                                            \

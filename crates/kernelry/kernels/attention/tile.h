@@ -132,15 +132,15 @@ KN_FN void attn_tile(KN_PRIVATE const Attn& a, KN_GLOBAL const Q* q, KN_GLOBAL c
       KN_UNROLL for (uint c = 0; c < DMAX / 64; ++c)
         KN_UNROLL for (uint j = 0; j < 4; ++j) o[c][i][j] *= f;
     }
-    for (uint half = 0; half < ATTN_KEYS && key + half < end; half += 32) {
+    for (uint chunk = 0; chunk < ATTN_KEYS && key + chunk < end; chunk += 32) {
       KN_UNROLL for (uint c = 0; c < DMAX / 64; ++c) {
         if (64 * c < a.dim) {
-          const uint row = key + half + t / 8, d = 64 * c + 8 * (t % 8), n = row < end ? kn_min(attn_left(a.dim, d), 8u) : 0u;
+          const uint row = key + chunk + t / 8, d = 64 * c + 8 * (t % 8), n = row < end ? kn_min(attn_left(a.dim, d), 8u) : 0u;
           attn_stage8(vs + 8 * t, v, a.kv_at + (ulong)row * a.dim + d, n, kv_vector);
           kn_barrier();
           KN_NO_UNROLL for (uint e = 0; e < 32; e += 4) {
             float4 w[4];
-            KN_UNROLL for (uint i = 0; i < 4; ++i) w[i] = *(KN_LOCAL const float4*)(weights + (4 * tr + i) * ATTN_STRIDE + half + e);
+            KN_UNROLL for (uint i = 0; i < 4; ++i) w[i] = *(KN_LOCAL const float4*)(weights + (4 * tr + i) * ATTN_STRIDE + chunk + e);
             KN_UNROLL for (uint r = 0; r < 4; ++r) {
               const float4 y = *(KN_LOCAL const float4*)(vs + (e + r) * 64 + 4 * tc);
               KN_UNROLL for (uint i = 0; i < 4; ++i) {
