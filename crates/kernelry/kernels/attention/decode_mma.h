@@ -2,8 +2,8 @@
 // partition is and what it leaves.
 //
 // A product has 16 rows: up to eight query heads that share a KV head, each cut into two halves x = hi + lo rounded to the type of the
-// keys, hi in rows 0 to 7 and lo in rows 8 to 15, so that one product has the precision of f32 and the sum of the two rows is in one lane.
-// Weights are cut alike. Keys and values go from memory to the lanes that multiply them, 16 bytes a load, with no trip through threadgroup
+// keys, hi in rows 0 to 7 and lo in rows 8 to 15, so that one product has 22 bits of x in f16 and 16 in bf16, and the sum of the two rows is in one
+// lane. Weights are cut alike; queries in bf16 have a third part, kept in threadgroup memory, because the largest score is a result. Keys and values go from memory to the lanes that multiply them, 16 bytes a load, with no trip through threadgroup
 // memory, because a product may take the elements of a head in any order: lane / 4 of a load of keys is the key, and lane % 4 which eight of 32
 // elements; of a load of values it is which eight of 64 elements, and the pairs of keys 2 (lane % 4) + {0, 1} and + {8, 9} are the lane's own, as
 // the weights are. A step takes 16 keys: values are loaded before the scores, the next keys before the values are added up.
@@ -39,6 +39,14 @@ template <class T> KN_FN void decode_halves(float x, float y, KN_PRIVATE uint& h
   lo = kn_pack<T>(x - h.x, y - h.y);
 }
 
+template <class T> struct DecodeThird { enum { NEEDED = 0 }; };
+template <> struct DecodeThird<kn_bf16> { enum { NEEDED = 1 }; };
+// What two parts leave of a pair.
+template <class T> KN_FN uint decode_third(float x, float y, uint hi, uint lo) {
+  const float2 h = kn_unpack<T>(hi), l = kn_unpack<T>(lo);
+  return kn_pack<T>(x - h.x - l.x, y - h.y - l.y);
+}
+
 template <uint DIM, bool VECTOR, class T>
 KN_FN void decode_mma(KN_PRIVATE const Decode& a, KN_GLOBAL const float* q, KN_GLOBAL const T* k, KN_GLOBAL const T* v, KN_GLOBAL float* out,
                       KN_GLOBAL float* partial, KN_LOCAL float* shared, KN_LOCAL float* sums, uint t, uint lane, uint warp) {
@@ -56,10 +64,17 @@ KN_FN void decode_mma(KN_PRIVATE const Decode& a, KN_GLOBAL const float* q, KN_G
   const uint exponent = kn_min(kn_max(kn_bits(most) >> 23, 1u), 253u);
   const float small = kn_from_bits((254 - exponent) << 23), scale = a.scale * kn_from_bits(exponent << 23);
   uint x[2 * J][4];
+  // The lane's own words, where its warp's sums will be.
+  KN_LOCAL uint* third = (KN_LOCAL uint*)(shared + warp * DECODE_ROWS * DIM) + 4 * lane;
   KN_UNROLL for (uint i = 0; i < 4 * J; ++i) {
     const uint d = i / 4 * 32 + 8 * c + 2 * (i % 4);
     const bool some = r < a.heads && d < DIM;
-    decode_halves<T>(some ? q[at + d] * small : 0.0f, some ? q[at + d + 1] * small : 0.0f, x[i / 2][2 * (i % 2)], x[i / 2][2 * (i % 2) + 1]);
+    const float even = some ? q[at + d] * small : 0.0f, odd = some ? q[at + d + 1] * small : 0.0f;
+    uint hi, lo;
+    decode_halves<T>(even, odd, hi, lo);
+    x[i / 2][2 * (i % 2)] = hi;
+    x[i / 2][2 * (i % 2) + 1] = lo;
+    if (DecodeThird<T>::NEEDED) third[i / 4 * 128 + i % 4] = decode_third<T>(even, odd, hi, lo);
   }
   float o[8 * H][4], m = DECODE_FLOOR, l = 0;
   KN_UNROLL for (uint i = 0; i < 8 * H; ++i)
@@ -77,12 +92,19 @@ KN_FN void decode_mma(KN_PRIVATE const Decode& a, KN_GLOBAL const float* q, KN_G
       KN_UNROLL for (uint h = 0; h < H; ++h) vx[h][i] = decode_words<VECTOR>(v + row + 64 * h + 8 * r, 64 * h + 8 * r < DIM ? 8u : 0u);
     }
     float s[2][4];
-    KN_UNROLL for (uint i = 0; i < 2; ++i) {
+    KN_UNROLL for (uint i = 0; i < 2; ++i)
       KN_UNROLL for (uint j = 0; j < 4; ++j) s[i][j] = 0;
-      KN_UNROLL for (uint j = 0; j < J; ++j) {
-        const uint low[2] = {kx[i][j].x, kx[i][j].y}, high[2] = {kx[i][j].z, kx[i][j].w};
-        kn_mma<T>(s[i], x[2 * j], low, lane);
-        kn_mma<T>(s[i], x[2 * j + 1], high, lane);
+    KN_UNROLL for (uint j = 0; j < J; ++j) {
+      // Lest the compiler load all of the third parts at once, for which there are no registers.
+      if (DecodeThird<T>::NEEDED) kn_warp_sync();
+      KN_UNROLL for (uint h = 0; h < 2; ++h) {
+        const uint2 rest = DecodeThird<T>::NEEDED ? *(KN_LOCAL const uint2*)(third + 128 * j + 2 * h) : kn_u2(0, 0);
+        const uint remains[4] = {rest.x, 0, rest.y, 0};
+        KN_UNROLL for (uint i = 0; i < 2; ++i) {
+          const uint b[2] = {decode_word(kx[i][j], 2 * h), decode_word(kx[i][j], 2 * h + 1)};
+          kn_mma<T>(s[i], x[2 * j + h], b, lane);
+          if (DecodeThird<T>::NEEDED) kn_mma<T>(s[i], remains, b, lane);
+        }
       }
     }
     if (next < a.hi) decode_keys<DIM, VECTOR>(kx, a, k, next, lane);
@@ -123,6 +145,7 @@ KN_FN void decode_mma(KN_PRIVATE const Decode& a, KN_GLOBAL const float* q, KN_G
   l += kn_shfl_xor(l, 1);
   l += kn_shfl_xor(l, 2);
   const uint mine = warp * DECODE_ROWS + r;
+  kn_warp_sync();
   KN_UNROLL for (uint i = 0; i < 8 * H; ++i)
     KN_UNROLL for (uint j = 0; j < 2; ++j) {
       const uint d = i / 8 * 64 + 8 * (2 * c + j) + i % 8;
@@ -148,7 +171,7 @@ KN_FN void decode_mma(KN_PRIVATE const Decode& a, KN_GLOBAL const float* q, KN_G
 }
 
 #define FLASH_ATTN_VEC_MMA(name, T, DIM)                                                                                           \
-  KN_KERNEL(name, 128, FlashAttnVecParams, KN_IN(0, float, q), KN_IN(1, T, k), KN_IN(2, T, v), KN_OUT(3, float, out),              \
+  KN_KERNEL_DEEP(name, 128, FlashAttnVecParams, KN_IN(0, float, q), KN_IN(1, T, k), KN_IN(2, T, v), KN_OUT(3, float, out),         \
             KN_OUT(4, float, partial), KN_IN(5, uint, step)) {                                                                     \
     KN_SHARED(float, shared, DECODE_MMA_SHARED(DIM));                                                                              \
     KN_SHARED(float, sums, 2 * DECODE_WARPS * DECODE_ROWS);                                                                        \

@@ -117,6 +117,7 @@ KN_FN void kn_frag_b_trans(uint (&b)[4], const ushort* tile, uint stride, uint l
   kn_ldmatrix4_trans(b, tile + (lane % 16) * stride + 8 * (lane / 16));
 }
 #else
+#ifndef KN_OWN_MMA
 // The scalar twin: every lane hands its operands round the warp.
 template <class T> KN_FN void kn_mma(KN_PRIVATE float (&d)[4], KN_PRIVATE const uint (&a)[4], KN_PRIVATE const uint* b, uint lane) {
   for (uint h = 0; h < 2; ++h) {
@@ -130,6 +131,7 @@ template <class T> KN_FN void kn_mma(KN_PRIVATE float (&d)[4], KN_PRIVATE const 
     }
   }
 }
+#endif
 KN_FN uint kn_frag_word(KN_LOCAL const ushort* p) { return (uint)p[0] | (uint)p[1] << 16; }
 KN_FN void kn_frag_a(KN_PRIVATE uint (&a)[4], KN_LOCAL const ushort* tile, uint stride, uint lane) {
   for (uint i = 0; i < 4; ++i) a[i] = kn_frag_word(tile + (lane / 4 + 8 * (i % 2)) * stride + 2 * (lane % 4) + 8 * (i / 2));

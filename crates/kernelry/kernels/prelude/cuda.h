@@ -22,6 +22,8 @@ typedef unsigned long long ulong;
 #define KN_OUT_ALIAS(slot, T, name) T* name
 #define KN_HAS(slot, name) ((name) != nullptr)
 #define KN_KERNEL(name, block, P, ...) extern "C" __global__ void __launch_bounds__(block) name(__VA_ARGS__, const P p)
+// A kernel that hides latency by loads in flight rather than by many warps: the compiler may take every register.
+#define KN_KERNEL_DEEP(name, block, P, ...) extern "C" __global__ void __launch_bounds__(block, 1) name(__VA_ARGS__, const P p)
 
 // Identity of the thread: at kernel scope only.
 #define KN_GROUP_X blockIdx.x

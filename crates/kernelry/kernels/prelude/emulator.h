@@ -27,6 +27,7 @@ struct KnHost {
   void (*barrier)(KnFiber*, uint all, void* code);
   void (*warp_sync)(KnFiber*, void* code);
   uint (*shuffle)(KnFiber*, uint value, uint lane, void* code);
+  void (*gather)(KnFiber*, const uint* words, uint count, uint* all, void* code);
   void* (*shared)(KnFiber*, const char* name, ulong bytes, ulong element);
   void (*undefined)(KnFiber*, const char* what, const char* file, uint line, void* code);
 };
@@ -132,6 +133,8 @@ template <class P, class... A> KN_QUIET static void kn_run(void (*f)(const KnFib
   extern "C" KN_EXPORT const uint name##_block = block_size;                                                    \
   extern "C" KN_EXPORT KN_QUIET void name(void** b, const void* p, KnFiber* fiber) { kn_run(name##_body, b, p, fiber); } \
   static void name##_body(const KnFiber& kn, const P p, __VA_ARGS__)
+
+#define KN_KERNEL_DEEP KN_KERNEL
 
 // Identity of the thread: at kernel scope only.
 #define KN_GROUP_X (kn.group[0])
@@ -259,6 +262,24 @@ KN_FN uint kn_permute(uint a, uint b, uint sel) {
   uint r = 0;
   for (uint i = 0; i < 4; ++i) r |= (uint)((both >> (8 * ((sel >> (4 * i)) & 7u))) & 0xffu) << (8 * i);
   return r;
+}
+
+// Matrix unit: all lanes hand over their fragments at once. common.h says where the elements live.
+#define KN_OWN_MMA 1
+template <class T> float2 kn_unpack(uint w);
+template <class T> KN_CALL void kn_mma(float (&d)[4], const uint (&a)[4], const uint* b, uint lane) {
+  const uint mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  uint all[32][6];
+  kn_host.gather(kn_current, mine, 6, all[0], __builtin_return_address(0));
+  for (uint i = 0; i < 8; ++i) {
+    const uint h = i / 4, row = lane / 4 * 4 + i % 4, col = lane % 4 * 8 + i % 4;
+    const float2 a0 = kn_unpack<T>(all[row][2 * h]), a1 = kn_unpack<T>(all[row][2 * h + 1]);
+    const float2 b0 = kn_unpack<T>(all[col][4 + h]), b1 = kn_unpack<T>(all[col + 4][4 + h]);
+    d[0] += a0.x * b0.x + a0.y * b0.y;
+    d[1] += a0.x * b1.x + a0.y * b1.y;
+    d[2] += a1.x * b0.x + a1.y * b0.y;
+    d[3] += a1.x * b1.x + a1.y * b1.y;
+  }
 }
 
 // Asynchronous copies are done at once.

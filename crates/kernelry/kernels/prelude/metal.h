@@ -27,6 +27,8 @@ using namespace metal;
       uint3 kn_thread [[thread_position_in_threadgroup]], uint3 kn_block [[threads_per_threadgroup]],                          \
       uint kn_lane [[thread_index_in_simdgroup]], uint kn_warp_id [[simdgroup_index_in_threadgroup]])
 
+#define KN_KERNEL_DEEP KN_KERNEL
+
 // Identity of the thread: at kernel scope only.
 #define KN_GROUP_X kn_group.x
 #define KN_GROUP_Y kn_group.y

@@ -5,7 +5,7 @@
 // not depend on the others. mul_mv_ext: 2 to 8 rows with one matrix, all of them in one pass over the weights.
 
 #define MUL_MV(NAME, F)                                                                                                            \
-  KN_KERNEL(NAME, 32 * F::WARPS, MulMvParams, KN_IN(0, uchar, w), KN_IN(1, float, x), KN_OUT(2, float, y)) {                       \
+  KN_KERNEL_DEEP(NAME, 32 * F::WARPS, MulMvParams, KN_IN(0, uchar, w), KN_IN(1, float, x), KN_OUT(2, float, y)) {                  \
     KN_SHARED(uint, shared, ROWS_SHARED(F));                                                                                       \
     const ulong matrix = (ulong)(p.k / F::LEN) * F::BYTES * p.n;                                                                   \
     const uint passes = kn_cdiv(p.m, 4), batches = p.ne12 * p.ne13;                                                                \
@@ -19,7 +19,7 @@
   }
 
 #define MUL_MV_EXT(NAME, F)                                                                                                        \
-  KN_KERNEL(NAME, 32 * F::WARPS, MulMvExtParams, KN_IN(0, uchar, w), KN_IN(1, float, x), KN_OUT(2, float, y)) {                    \
+  KN_KERNEL_DEEP(NAME, 32 * F::WARPS, MulMvExtParams, KN_IN(0, uchar, w), KN_IN(1, float, x), KN_OUT(2, float, y)) {               \
     KN_SHARED(uint, shared, ROWS_SHARED(F));                                                                                       \
     const ulong bytes = (ulong)(p.k / F::LEN) * F::BYTES * p.n;                                                                    \
     for (uint z = KN_GROUP_Y; z < p.batch; z += KN_GROUPS_Y) {                                                                     \

@@ -28,6 +28,7 @@ const SHARED: &[Text] = &[
     kernel_text!("attention/decode_core.h"),
     kernel_text!("attention/tile.h"),
     kernel_text!("map.h"),
+    kernel_text!("matmul/operands.h"),
     kernel_text!("matmul/tile.h"),
     kernel_text!("quantized/blocks.h"),
     kernel_text!("quantized/dequant.h"),

@@ -2,9 +2,9 @@
 
 use crate::backend::cpu::CpuFn;
 use crate::backend::cpu::dense::kernels as cpu;
-use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder};
+use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, Text};
 use crate::conformance::matmul as oracle;
-use crate::{Buffer, DType, Encoder, Error, Result};
+use crate::{Buffer, DType, Encoder, Error, Result, kernel_text};
 
 use super::quantized::MulMmParams;
 use super::size;
@@ -36,6 +36,11 @@ crate::params! {
         k: u32,
     }
 }
+
+/// Many rows of 16-bit values on the matrix unit, many rows in f32, and few rows.
+const MM: Text = kernel_text!("matmul/dense_mm.h");
+const MM_F32: Text = kernel_text!("matmul/dense_f32.h");
+const MV: Text = kernel_text!("matmul/dense_mv.h");
 
 const BATCHED: &str = "y[b,m,n] = Σ_k x[b,m,k] · w[b/g,n,k], g = batch / weights";
 const SINGLE: &str = "y[m,n] = Σ_k x[m,k] · w[n,k]";
@@ -76,8 +81,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
 }
 
 fn batched(name: &str, weight: DType, class: &'static str, bound: &'static str, run: CpuFn) -> Kernel {
-    let gemv = name.contains("gemv");
-    Kernel::builder(name, Family::Matmul, BATCHED)
+    let entry = Kernel::builder(name, Family::Matmul, BATCHED)
         .params::<BatchedMatmulParams>()
         .input("weight", weight, "weights n k")
         .input("x", DType::F32, "batch m k")
@@ -90,15 +94,15 @@ fn batched(name: &str, weight: DType, class: &'static str, bound: &'static str, 
             }
         })
         .class(class, bound)
-        .flops(|p: &BatchedMatmulParams| flops(p.m, p.n, p.k) * f64::from(p.batch))
-        .geometry(move |p: &BatchedMatmulParams| {
-            let (n_tile, m_tile) = if gemv { (2, 1) } else { (64, 32) };
-            let groups = [p.n.div_ceil(n_tile), p.m.div_ceil(m_tile).min(65_535), p.batch.min(65_535)];
-            Geometry { groups, threads: [128, 1, 1] }
-        })
-        .cpu(run)
-        .tested(oracle::batched, oracle::batched_cases)
-        .build()
+        .flops(|p: &BatchedMatmulParams| flops(p.m, p.n, p.k) * f64::from(p.batch));
+    let entry = if name.contains("gemv") {
+        entry.text(MV, "").geometry(|p: &BatchedMatmulParams| few_rows(p.n, p.m.div_ceil(4).saturating_mul(p.batch)))
+    } else if weight == DType::F32 {
+        entry.text(MM_F32, "").geometry(|p: &BatchedMatmulParams| tiles(p.n, p.m.div_ceil(64).saturating_mul(p.batch)))
+    } else {
+        entry.text(MM, "").geometry(|p: &BatchedMatmulParams| tiles(p.n, row_tiles(p.m).saturating_mul(p.batch)))
+    };
+    entry.cpu(run).tested(oracle::batched, oracle::batched_cases).build()
 }
 
 fn single(name: &str, x: DType, weight: DType, class: &'static str, run: CpuFn) -> Kernel {
@@ -110,18 +114,31 @@ fn single(name: &str, x: DType, weight: DType, class: &'static str, run: CpuFn) 
         .output("out", x, "m n")
         .class(class, bound)
         .flops(|p: &MatmulParams| flops(p.m, p.n, p.k));
-    let entry = if name.contains("matvec") { one_row(entry) } else { entry.geometry(gemm_geometry) };
+    let entry =
+        if name.contains("matvec") { one_row(entry) } else { entry.text(MM, "").geometry(|p: &MatmulParams| tiles(p.n, row_tiles(p.m))) };
     entry.cpu(run).tested(oracle::single, oracle::single_cases).build()
-}
-
-fn gemm_geometry(p: &MatmulParams) -> Geometry {
-    Geometry { groups: [p.n.div_ceil(32), p.m.div_ceil(32).min(65_535), 1], threads: [128, 1, 1] }
 }
 
 fn one_row(entry: KernelBuilder) -> KernelBuilder {
     entry
         .check(|p: &MatmulParams| if p.m == 1 { Ok(()) } else { Err(format!("m: got {}, expected 1", p.m)) })
-        .geometry(|p: &MatmulParams| Geometry::linear(p.n.div_ceil(8), 64))
+        .text(MV, "")
+        .geometry(|p: &MatmulParams| few_rows(p.n, 1))
+}
+
+/// Tiles of 128 outputs, a block each.
+fn tiles(n: u32, row_tiles: u32) -> Geometry {
+    Geometry { groups: [n.div_ceil(128), row_tiles.min(65_535), 1], threads: [256, 1, 1] }
+}
+
+/// Tiles of 32 input rows, of 128 where there are more than 64.
+fn row_tiles(m: u32) -> u32 {
+    m.div_ceil(if m <= 64 { 32 } else { 128 })
+}
+
+/// Eight outputs a block.
+fn few_rows(n: u32, passes: u32) -> Geometry {
+    Geometry { groups: [n.div_ceil(8), passes.min(65_535), 1], threads: [128, 1, 1] }
 }
 
 fn flops(m: u32, n: u32, k: u32) -> f64 {

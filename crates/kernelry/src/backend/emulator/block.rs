@@ -15,6 +15,8 @@ use super::watch::{Kind, Shadow, Stamp};
 pub(super) const SHARED_LIMIT: usize = 32 << 10;
 /// Unused bytes between threadgroup arrays, so that an index beyond one does not land in the next.
 const SHARED_GAP: usize = 64;
+/// Words that a thread can hand to its warp at once.
+const HANDED: usize = 8;
 const STACK: usize = 128 << 10;
 
 /// What a fiber waits for.
@@ -50,6 +52,9 @@ pub(super) struct Block {
     waits: Vec<Wait>,
     fibers: Vec<*mut Fiber>,
     shuffled: Vec<u32>,
+    /// Words that threads hand to their warp, by thread, in turns: a lane may be one exchange ahead of those that still read the last.
+    handed: [Vec<[u32; HANDED]>; 2],
+    turns: Vec<bool>,
     /// Barriers passed: all of them, and those that cover device memory.
     epochs: [u32; 2],
     warp_epochs: Vec<u32>,
@@ -70,6 +75,8 @@ impl Block {
             waits: Vec::new(),
             fibers: Vec::new(),
             shuffled: Vec::new(),
+            handed: [Vec::new(), Vec::new()],
+            turns: Vec::new(),
             epochs: [0; 2],
             warp_epochs: Vec::new(),
             arrays: Vec::new(),
@@ -100,6 +107,9 @@ impl Block {
         self.fibers.resize(threads, std::ptr::null_mut());
         self.shuffled.clear();
         self.shuffled.resize(threads, 0);
+        self.handed.iter_mut().for_each(|h| h.resize(threads, [0; HANDED]));
+        self.turns.clear();
+        self.turns.resize(threads, false);
         self.epochs = [0; 2];
         self.warp_epochs.clear();
         self.warp_epochs.resize(threads.div_ceil(self.warp as usize), 0);
@@ -235,6 +245,27 @@ impl Block {
 
     pub(super) fn shuffled(&self, linear: u32) -> u32 {
         self.shuffled.get(linear as usize).copied().unwrap_or(0)
+    }
+
+    /// Keeps the words of a thread for its warp, and says in which turn.
+    pub(super) fn hand_over(&mut self, linear: u32, words: &[u32]) -> usize {
+        let Some(turn) = self.turns.get_mut(linear as usize) else { return 0 };
+        *turn = !*turn;
+        let turn = usize::from(*turn);
+        if let Some(slot) = self.handed.get_mut(turn).and_then(|h| h.get_mut(linear as usize)) {
+            slot.iter_mut().zip(words).for_each(|(slot, word)| *slot = *word);
+        }
+        turn
+    }
+
+    /// The words of all lanes of the thread's warp.
+    pub(super) fn handed_over(&self, linear: u32, turn: usize, all: &mut [u32]) {
+        let width = self.warp as usize;
+        let lanes = self.handed.get(turn).into_iter().flatten().skip(linear as usize / width * width).take(width);
+        let count = all.len() / width;
+        for (to, from) in all.chunks_exact_mut(count).zip(lanes) {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        }
     }
 
     /// After thread `last` has begun to wait: frees its warp or the block if it was the last to arrive.

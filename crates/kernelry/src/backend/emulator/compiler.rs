@@ -34,6 +34,9 @@ const FLAGS: &[&str] = &[
     "-fno-thread-jumps",
 ];
 
+/// The folder that debug information names as that of the sources, wherever the compiler ran: what is stored must not depend on it.
+pub(super) const PLACE: &str = "/kernelry";
+
 #[derive(Clone)]
 pub(super) struct CxxCompiler {
     program: PathBuf,
@@ -55,7 +58,7 @@ impl CxxCompiler {
             }
             let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().trim().to_owned();
             let toolchain = format!(
-                "{version}; {}; warp {warp}; undefined {undefined}; {}; {}",
+                "{version}; {}; in {PLACE}; warp {warp}; undefined {undefined}; {}; {}",
                 FLAGS.join(" "),
                 Target::Emulator.prelude_hash(),
                 std::env::consts::ARCH
@@ -72,8 +75,8 @@ impl CxxCompiler {
         &self.version
     }
 
-    fn run(&self, arguments: &[&std::ffi::OsStr]) -> Result<(), String> {
-        let output = Command::new(&self.program).args(arguments).output();
+    fn run(&self, folder: &Path, arguments: &[&std::ffi::OsStr]) -> Result<(), String> {
+        let output = Command::new(&self.program).args(arguments).current_dir(folder).output();
         let output = output.map_err(|e| format!("{}: {e}", self.program.display()))?;
         if output.status.success() {
             return Ok(());
@@ -94,6 +97,7 @@ impl Compiler for CxxCompiler {
         std::fs::write(&source, Target::Emulator.translation_unit(unit)).map_err(|e| format!("{}: {e}", source.display()))?;
         let mut arguments: Vec<std::ffi::OsString> = FLAGS.iter().map(Into::into).collect();
         arguments.push(format!("-DKN_WARP={warp}u").into());
+        arguments.push(format!("-ffile-prefix-map={}={PLACE}", scratch.folder().display()).into());
         arguments.push("-fsanitize=thread".into());
         arguments.push("-fsanitize=alignment".into());
         if self.undefined {
@@ -104,8 +108,8 @@ impl Compiler for CxxCompiler {
             arguments.push(argument.to_owned());
         }
         let arguments: Vec<&std::ffi::OsStr> = arguments.iter().map(AsRef::as_ref).collect();
-        self.run(&arguments)?;
-        self.run(&["-shared".as_ref(), object.as_os_str(), "-o".as_ref(), library.as_os_str(), "-lm".as_ref()])?;
+        self.run(scratch.folder(), &arguments)?;
+        self.run(scratch.folder(), &["-shared".as_ref(), object.as_os_str(), "-o".as_ref(), library.as_os_str(), "-lm".as_ref()])?;
         std::fs::read(&library).map_err(|e| format!("{}: {e}", library.display()))
     }
 

@@ -30,12 +30,13 @@ pub(super) struct Host {
     barrier: unsafe extern "C" fn(*mut Fiber, u32, *const c_void),
     warp_sync: unsafe extern "C" fn(*mut Fiber, *const c_void),
     shuffle: unsafe extern "C" fn(*mut Fiber, u32, u32, *const c_void) -> u32,
+    gather: unsafe extern "C" fn(*mut Fiber, *const u32, u32, *mut u32, *const c_void),
     shared: unsafe extern "C" fn(*mut Fiber, *const c_char, u64, u64) -> *mut c_void,
     undefined: unsafe extern "C" fn(*mut Fiber, *const c_char, *const c_char, u32, *const c_void),
 }
 
 impl Host {
-    pub(super) const TABLE: Host = Host { access, barrier, warp_sync, shuffle, shared, undefined };
+    pub(super) const TABLE: Host = Host { access, barrier, warp_sync, shuffle, gather, shared, undefined };
 }
 
 impl Fiber {
@@ -94,6 +95,20 @@ unsafe extern "C" fn shuffle(fiber: *mut Fiber, value: u32, lane: u32, code: *co
     fiber.wait(Wait::Warp { shuffle: Some((value, lane)), code: code as usize });
     // SAFETY: as above; the scheduler has left the result.
     unsafe { (*fiber.state).shuffled(fiber.linear) }
+}
+
+/// Hands `count` words of each lane to all lanes of a warp of 32: `all` has `count` words a lane.
+unsafe extern "C" fn gather(fiber: *mut Fiber, words: *const u32, count: u32, all: *mut u32, code: *const c_void) {
+    // SAFETY: see above.
+    let fiber = unsafe { &*fiber };
+    // SAFETY: as in `access`; the prelude passes `count` words, and room for 32 times as many.
+    let (block, words) = unsafe { (&mut *fiber.state, std::slice::from_raw_parts(words, count as usize)) };
+    let turn = block.hand_over(fiber.linear, words);
+    // The scheduler treats it as a shuffle with lane 31, which a warp of fewer lanes has not.
+    fiber.wait(Wait::Warp { shuffle: Some((0, 31)), code: code as usize });
+    // SAFETY: as above, and anew, for other fibers have run meanwhile.
+    let (block, all) = unsafe { (&*fiber.state, std::slice::from_raw_parts_mut(all, 32 * count as usize)) };
+    block.handed_over(fiber.linear, turn, all);
 }
 
 unsafe extern "C" fn shared(fiber: *mut Fiber, name: *const c_char, bytes: u64, element: u64) -> *mut c_void {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
-use super::compiler::Scratch;
+use super::compiler::{PLACE, Scratch};
 use super::fiber::{Fiber, Host};
 use crate::backend::{Executable, Module};
 
@@ -110,21 +110,18 @@ impl EmulatorKernel {
 
     fn look_up(&self, code: usize) -> String {
         let offset = code.wrapping_sub(self.loaded.range[0]).wrapping_sub(1);
-        let object = self.loaded.scratch.path("text.so");
-        lines_of(&object, self.loaded.scratch.folder(), offset).unwrap_or_else(|| format!("+{offset:#x}"))
+        lines_of(&self.loaded.scratch.path("text.so"), offset).unwrap_or_else(|| format!("+{offset:#x}"))
     }
 }
 
 /// Asks binutils' `addr2line`, which comes with the compiler.
-fn lines_of(object: &Path, folder: &Path, offset: usize) -> Option<String> {
+fn lines_of(object: &Path, offset: usize) -> Option<String> {
     let output = Command::new("addr2line").arg("-i").arg("-e").arg(object).arg(format!("{offset:#x}")).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let clean = |line: &str| {
         let line = line.split(" (").next().unwrap_or(line);
-        // Names given by `#line` are shown relative to where the compiler ran.
-        let line = line.strip_prefix(&folder.to_string_lossy().into_owned()).unwrap_or(line);
-        let here = std::env::current_dir().map(|d| d.to_string_lossy().into_owned()).unwrap_or_default();
-        line.strip_prefix(&here).unwrap_or(line).trim_start_matches('/').to_owned()
+        // Names given by `#line` are shown in the folder of the sources.
+        line.strip_prefix(PLACE).unwrap_or(line).trim_start_matches('/').to_owned()
     };
     let lines: Vec<String> = text.lines().map(clean).filter(|l| !l.starts_with("??")).collect();
     let own = lines.iter().find(|l| !l.starts_with("prelude.h") && !l.starts_with("common.h"));
