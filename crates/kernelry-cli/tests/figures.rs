@@ -13,8 +13,8 @@ const END: &str = "<!-- figures of bench/cpu: end -->\n";
 const OTHERS: [(&str, &str, &str); 9] = [
     ("hf2q_dense_mm_bf16_f32_tensor", "m=512 n=4096 k=4096", "product with bf16 weights, 512 rows"),
     ("dense_matvec_bf16w_f32io", "m=1 n=4096 k=4096", "product with bf16 weights, one row"),
-    ("attention_decode_f16kv", "H=32/8 D=128 n=4096", "attention of one token, 4096 keys, f16 cache"),
-    ("attention_prefill_f16kv", "S=512 H=32/8 D=128 n=4096", "attention of 512 tokens, 4096 keys, f16 cache"),
+    ("attention_decode_f16kv", "H=16/4 D=128 n=4096", "attention of one token, 4096 keys, f16 cache"),
+    ("attention_prefill_f16kv", "S=512 H=16/4 D=128", "causal attention of 512 tokens, f16 cache"),
     ("rms_norm_f32_v2", "rows=512 dim=4096", "RMS norm of 512 rows"),
     ("fused_residual_norm_f32", "rows=512 dim=4096", "residual addition and RMS norm of 512 rows"),
     ("rope_neox_f32", "seq_len=512 n_heads=32 head_dim=128", "rotation of 512 tokens"),
