@@ -27,6 +27,7 @@ macro_rules! kernel_text {
 const SHARED: &[Text] = &[
     kernel_text!("attention/decode_core.h"),
     kernel_text!("attention/tile.h"),
+    kernel_text!("common/wgmma.h"),
     kernel_text!("map.h"),
     kernel_text!("matmul/operands.h"),
     kernel_text!("matmul/tile.h"),

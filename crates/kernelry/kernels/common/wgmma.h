@@ -1,0 +1,68 @@
+// The matrix unit of Hopper (sm_90a) as CUDA has it: D[64, N] (+)= A[64, 16] B[16, N] by a warpgroup of 128 threads, asynchronously, with B, and
+// where `wgmma_ss` is called A too, in threadgroup memory. Other targets see nothing of this file: a text that includes it has another path
+// for them, chosen by KN_WGMMA.
+//
+// Where the elements live. In registers, warp w of the group holds rows 16 w to 16 w + 15: word i of A, and words 4 n to 4 n + 3 of D for columns
+// 8 n to 8 n + 7, lie as kn_frag_row and kn_frag_col say of a product of 16 rows. In threadgroup memory, operands lie in panels of 64 elements
+// of 16 bits: row r of a panel has 128 bytes at 128 r, and its 16-byte piece c is at place c ^ (r % 8) (wgmma_place). Panels start at multiples
+// of 1024 bytes. Contiguous k: rows are m or n, 16 k are 32 bytes on in the panel. Contiguous n (TRANS): rows are k, 16 k are 16 rows on, and
+// every 64 columns a panel.
+#if defined(KN_TARGET_CUDA) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define KN_WGMMA 1
+
+// Byte of piece `c` (of 16 bytes) of row `r` in a panel.
+KN_FN uint wgmma_place(uint r, uint c) { return r * 128 + ((c ^ (r & 7)) << 4); }
+KN_FN uint wgmma_address(const void* p) { return (uint)__cvta_generic_to_shared(p); }
+// What the unit is told of an operand with contiguous k at this byte address: rows by eight, 1024 bytes apart.
+KN_FN ulong wgmma_rows(uint address) { return (ulong)(address >> 4 & 0x3fffu) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
+// Of an operand with contiguous n, whose panels are `panel` bytes apart.
+KN_FN ulong wgmma_columns(uint address, uint panel) {
+  return (ulong)(address >> 4 & 0x3fffu) | (ulong)(panel >> 4) << 16 | 64ull << 32 | 1ull << 62;
+}
+// Before the first product, and after registers that a product uses were written.
+KN_FN void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+KN_FN void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Until at most N commits are under way.
+template <uint N> KN_FN void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+// Keeps the compiler from using registers that a product is still writing.
+template <uint N> KN_FN void wgmma_settle(float (&d)[N]) {
+  KN_UNROLL for (uint i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+// Makes what this thread wrote to threadgroup memory visible to the unit; a barrier follows.
+KN_FN void wgmma_publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+template <class T, uint N, uint TRANS> struct Wgmma;
+
+#define WGMMA_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define WGMMA_16(i) WGMMA_4(i), WGMMA_4(i + 4), WGMMA_4(i + 8), WGMMA_4(i + 12)
+#define WGMMA_R10(t) "%" t "0,%" t "1,%" t "2,%" t "3,%" t "4,%" t "5,%" t "6,%" t "7,%" t "8,%" t "9"
+// `ss` and `rs` for one width: N/2 registers, their list, and the numbers of the operands behind them.
+#define WGMMA_WIDTH(T, type, N, TRANS, REGS, OUT, P0, P1, P2, P3, P4, P5)                                                        \
+  template <> struct Wgmma<T, N, TRANS> {                                                                                        \
+    static KN_FN void ss(float (&d)[N / 2], ulong a, ulong b, uint add) {                                                        \
+      asm volatile("{ .reg .pred p; setp.ne.b32 p, %" P2 ", 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type    \
+                   " {" REGS "}, %" P0 ", %" P1 ", p, 1, 1, 0, " #TRANS "; }"                                                    \
+                   : OUT : "l"(a), "l"(b), "r"(add) : "memory");                                                                 \
+    }                                                                                                                            \
+    static KN_FN void rs(float (&d)[N / 2], uint a0, uint a1, uint a2, uint a3, ulong b, uint add) {                             \
+      asm volatile("{ .reg .pred p; setp.ne.b32 p, %" P5 ", 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type    \
+                   " {" REGS "}, {%" P0 ", %" P1 ", %" P2 ", %" P3 "}, %" P4 ", p, 1, 1, " #TRANS "; }"                          \
+                   : OUT : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add) : "memory");                                     \
+    }                                                                                                                            \
+  };
+#define WGMMA_WIDTHS(T, type, TRANS)                                                                                             \
+  WGMMA_WIDTH(T, type, 64, TRANS, WGMMA_REGS_32, WGMMA_OUT_32, "32", "33", "34", "35", "36", "37")                               \
+  WGMMA_WIDTH(T, type, 96, TRANS, WGMMA_REGS_48, WGMMA_OUT_48, "48", "49", "50", "51", "52", "53")                               \
+  WGMMA_WIDTH(T, type, 128, TRANS, WGMMA_REGS_64, WGMMA_OUT_64, "64", "65", "66", "67", "68", "69")
+#define WGMMA_REGS_30 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," WGMMA_R10("1") "," WGMMA_R10("2")
+#define WGMMA_REGS_32 WGMMA_REGS_30 ",%30,%31"
+#define WGMMA_REGS_48 WGMMA_REGS_30 "," WGMMA_R10("3") ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define WGMMA_REGS_64 WGMMA_REGS_30 "," WGMMA_R10("3") "," WGMMA_R10("4") "," WGMMA_R10("5") ",%60,%61,%62,%63"
+#define WGMMA_OUT_32 WGMMA_16(0), WGMMA_16(16)
+#define WGMMA_OUT_48 WGMMA_OUT_32, WGMMA_16(32)
+#define WGMMA_OUT_64 WGMMA_OUT_48, WGMMA_16(48)
+WGMMA_WIDTHS(kn_f16, "f16", 0)
+WGMMA_WIDTHS(kn_f16, "f16", 1)
+WGMMA_WIDTHS(kn_bf16, "bf16", 0)
+WGMMA_WIDTHS(kn_bf16, "bf16", 1)
+#endif
