@@ -67,7 +67,9 @@ KN_FN uint kn_nibble(uint w, uint i) { return (w >> (4 * i)) & 0xfu; }
 KN_FN float kn_warp_sum(float v) { for (uint o = KN_WARP / 2; o; o >>= 1) v += kn_shfl_xor(v, o); return v; }
 KN_FN uint kn_warp_sum(uint v) { for (uint o = KN_WARP / 2; o; o >>= 1) v += kn_shfl_xor(v, o); return v; }
 KN_FN float kn_warp_max(float v) { for (uint o = KN_WARP / 2; o; o >>= 1) v = kn_max(v, kn_shfl_xor(v, o)); return v; }
+#ifndef KN_HAS_WARP_MAX
 KN_FN uint kn_warp_max(uint v) { for (uint o = KN_WARP / 2; o; o >>= 1) v = kn_max(v, kn_shfl_xor(v, o)); return v; }
+#endif
 KN_FN uint kn_warp_min(uint v) { for (uint o = KN_WARP / 2; o; o >>= 1) v = kn_min(v, kn_shfl_xor(v, o)); return v; }
 
 // Block reductions through `scratch`, one value a warp (KN_SCRATCH elements serve any block of 1024 threads and any warp width). Every
@@ -93,6 +95,28 @@ KN_FN float kn_block_max(float v, KN_LOCAL float* scratch, uint warps, uint lane
   kn_barrier();
   return best;
 }
+
+// Integer matrix unit: D[16, 8] = A[16, 32] B[32, 8] over a warp of 32 lanes, signed bytes, exact sums in 32 bits. D words are where those
+// of kn_mma are; A word i is at row `lane / 4 + 8 * (i % 2)`, k `4 * (lane % 4) + 16 * (i / 2)` and three more; B word i at the same k with
+// i / 2 = i, column `lane / 4`.
+KN_FN int kn_dot_s8(uint a, uint b, int sum) {
+  for (uint i = 0; i < 4; ++i) sum += kn_sbyte(a, i) * kn_sbyte(b, i);
+  return sum;
+}
+#if !defined(KN_HAS_MMA) && !defined(KN_OWN_MMA)
+KN_FN void kn_mma_s8(KN_PRIVATE int (&d)[4], KN_PRIVATE const uint (&a)[4], uint b0, uint b1, uint lane) {
+  d[0] = d[1] = d[2] = d[3] = 0;
+  for (uint i = 0; i < 8; ++i) {
+    const uint row = lane / 4 * 4 + i % 4, col = lane % 4 * 8 + i % 4;
+    const uint w0 = kn_shfl(i < 4 ? a[0] : a[2], row), w1 = kn_shfl(i < 4 ? a[1] : a[3], row);
+    const uint x0 = kn_shfl(i < 4 ? b0 : b1, col), x1 = kn_shfl(i < 4 ? b0 : b1, col + 4);
+    d[0] = kn_dot_s8(w0, x0, d[0]);
+    d[1] = kn_dot_s8(w0, x1, d[1]);
+    d[2] = kn_dot_s8(w1, x0, d[2]);
+    d[3] = kn_dot_s8(w1, x1, d[3]);
+  }
+}
+#endif
 
 // Matrix unit: D[16, 8] += A[16, 16] B[16, 8] over a warp of 32 lanes, f32 accumulation, operands in kn_f16 or kn_bf16, two k in a word.
 // Where the elements live: D word i of a lane is at (kn_frag_row, kn_frag_col); A word i is at row `kn_frag_row(lane, 2 * (i % 2))`,

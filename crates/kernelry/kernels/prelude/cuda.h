@@ -23,7 +23,10 @@ typedef unsigned long long ulong;
 #define KN_HAS(slot, name) ((name) != nullptr)
 #define KN_KERNEL(name, block, P, ...) extern "C" __global__ void __launch_bounds__(block) name(__VA_ARGS__, const P p)
 // A kernel that hides latency by loads in flight rather than by many warps: the compiler may take every register.
-#define KN_KERNEL_DEEP(name, block, P, ...) extern "C" __global__ void __launch_bounds__(block, 1) name(__VA_ARGS__, const P p)
+#define KN_KERNEL_DEEP(name, block, P, ...) KN_KERNEL_BLOCKS(name, block, 1, P, __VA_ARGS__)
+// The same where `blocks` of them are to find room in a multiprocessor.
+#define KN_KERNEL_BLOCKS(name, block, blocks, P, ...) \
+  extern "C" __global__ void __launch_bounds__(block, blocks) name(__VA_ARGS__, const P p)
 
 // Identity of the thread: at kernel scope only.
 #define KN_GROUP_X blockIdx.x
@@ -49,6 +52,8 @@ KN_FN float kn_shfl(float v, uint lane) { return __shfl_sync(0xffffffffu, v, lan
 KN_FN uint kn_shfl(uint v, uint lane) { return __shfl_sync(0xffffffffu, v, lane); }
 KN_FN float kn_shfl_xor(float v, uint mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 KN_FN uint kn_shfl_xor(uint v, uint mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+#define KN_HAS_WARP_MAX 1
+KN_FN uint kn_warp_max(uint v) { return __reduce_max_sync(0xffffffffu, v); }
 
 // Atomics: relaxed, the old value comes back.
 KN_FN uint kn_atomic_add(uint* p, uint v) { return atomicAdd(p, v); }
@@ -125,6 +130,10 @@ template <uint N> KN_FN void kn_async_wait() { asm volatile("cp.async.wait_group
 KN_MMA(kn_mma_f16, "f16")
 KN_MMA(kn_mma_bf16, "bf16")
 #undef KN_MMA
+KN_FN void kn_mma_s8(int (&d)[4], const uint (&a)[4], uint b0, uint b1, uint) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(0));
+}
 // Four 8x8 tiles of 16-bit values from threadgroup memory into fragment words; `row` is the 16-byte row that this lane points at.
 KN_FN void kn_ldmatrix4(uint (&r)[4], KN_LOCAL const ushort* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"

@@ -135,6 +135,7 @@ template <class P, class... A> KN_QUIET static void kn_run(void (*f)(const KnFib
   static void name##_body(const KnFiber& kn, const P p, __VA_ARGS__)
 
 #define KN_KERNEL_DEEP KN_KERNEL
+#define KN_KERNEL_BLOCKS(name, block, blocks, P, ...) KN_KERNEL(name, block, P, __VA_ARGS__)
 
 // Identity of the thread: at kernel scope only.
 #define KN_GROUP_X (kn.group[0])
@@ -279,6 +280,17 @@ template <class T> KN_CALL void kn_mma(float (&d)[4], const uint (&a)[4], const 
     d[1] += a0.x * b1.x + a0.y * b1.y;
     d[2] += a1.x * b0.x + a1.y * b0.y;
     d[3] += a1.x * b1.x + a1.y * b1.y;
+  }
+}
+KN_FN int kn_dot_s8(uint a, uint b, int sum);
+KN_CALL void kn_mma_s8(int (&d)[4], const uint (&a)[4], uint b0, uint b1, uint lane) {
+  const uint mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  uint all[32][6];
+  kn_host.gather(kn_current, mine, 6, all[0], __builtin_return_address(0));
+  d[0] = d[1] = d[2] = d[3] = 0;
+  for (uint i = 0; i < 8; ++i) {
+    const uint h = i / 4, row = lane / 4 * 4 + i % 4, col = lane % 4 * 8 + i % 4;
+    for (uint j = 0; j < 4; ++j) d[j] = kn_dot_s8(all[row][2 * h + j / 2], all[col + 4 * (j % 2)][4 + h], d[j]);
   }
 }
 

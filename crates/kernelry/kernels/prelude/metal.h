@@ -28,6 +28,7 @@ using namespace metal;
       uint kn_lane [[thread_index_in_simdgroup]], uint kn_warp_id [[simdgroup_index_in_threadgroup]])
 
 #define KN_KERNEL_DEEP KN_KERNEL
+#define KN_KERNEL_BLOCKS(name, block, blocks, P, ...) KN_KERNEL(name, block, P, __VA_ARGS__)
 
 // Identity of the thread: at kernel scope only.
 #define KN_GROUP_X kn_group.x

@@ -7,10 +7,13 @@
 //
 // The weight is scale * code + offset, where scale differs between the halves of a group in formats with HALVES. scale * code is exact in f32.
 //
+// The row kernels multiply signed bytes instead: `bytes` gives the codes of a quarter as two words, times 2^SHIFT.
+//
 // A format: LEN values in BYTES bytes; GROUPS of 32 in a block; Word, the widest unit that its fields are aligned to (P is a pointer to Word or to
 // ushort in any address space); Q words of codes of a quarter, H words of a head. OFFSET: whether there is an offset. PLAIN: scale and offset
-// are f16 as stored, both in head word 0. SLICE: groups that a warp of the row kernel takes at once; STRIDE: bytes of a row of such a slice in
-// threadgroup memory, room for 14 bytes before it, spread over the banks; WARPS of a block of that kernel.
+// are f16 as stored, both in head word 0. For rows.h, which takes 256 values of a row at once: `ahead` reads S words of what these values share,
+// `part` gives scale and offset of a group but for the factors that `whole` gives; STRIDE is the bytes of a row of 256 values in threadgroup
+// memory, room for 14 bytes before it, spread over the banks.
 
 #define BLK_1024 0x64006400u  // f16 1024, whose last bit counts 1: or-ing a code of up to 10 bits adds it
 #define BLK_ONE 0x3c003c00u
@@ -24,6 +27,9 @@ template <class P> KN_FN uint blk_u32(P p, uint byte) {
 }
 KN_FN float blk_low_f16(uint w) { return kn_f16_to_f32((ushort)(w & 0xffffu)); }
 KN_FN float blk_high_f16(uint w) { return kn_f16_to_f32((ushort)(w >> 16)); }
+
+// Byte `i` of a word as f32, unsigned: it becomes the last bits of 2^23.
+KN_FN float blk_byte(uint w, uint i) { return kn_from_bits(kn_permute(w, 0x4b000000u, 0x7440u | i)) - 8388608.0f; }
 
 // Codes at bits 0..4 of each half of `w`, and at bits 4..8, which are 16 times as large; less what `bias` takes off.
 KN_FN uint blk_code(uint w, uint bias) { return kn_fma_h2(w | BLK_1024, BLK_ONE, bias); }
@@ -41,14 +47,30 @@ KN_FN void blk_nibbles(uint w, uint bias, uint bias16, KN_PRIVATE uint (&c)[4]) 
   c[3] = blk_code16((w >> 8) & 0x00f000f0u, bias16);
 }
 
+// Formats whose groups share nothing.
+#define BLK_APART                                                                                                                      \
+  template <class P> static KN_FN void ahead(P, KN_PRIVATE uint (&s)[S]) { s[0] = 0; }                                                 \
+  template <class P>                                                                                                                   \
+  static KN_FN void part(P p, KN_PRIVATE const uint (&)[S], uint g, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& o) { \
+    uint h[H];                                                                                                                         \
+    head(p, g, h);                                                                                                                     \
+    scale(h, g, s0, s1, o);                                                                                                            \
+  }                                                                                                                                    \
+  static KN_FN void whole(KN_PRIVATE const uint (&)[S], KN_PRIVATE float& scale, KN_PRIVATE float& offset) { scale = offset = 1; }
+
 struct BlkQ4_0 {
-  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 1, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, SLICE = 8, STRIDE = 176, WARPS = 4 };
+  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 1, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, SHIFT = 4, STRIDE = 176 };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) { q[0] = blk_u32(p, 2 + 4 * t); }
   template <class P> static KN_FN void head(P p, uint, KN_PRIVATE uint (&h)[H]) { h[0] = blk_u16(p, 0); }
   static KN_FN void codes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[4]) {
     blk_nibbles(q[0], 0xe408e408u, 0xd480d480u, c);  // -1032, -72
   }
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[2]) {
+    c[0] = ((q[0] << 4) ^ 0x80808080u) & 0xf0f0f0f0u;
+    c[1] = (q[0] ^ 0x80808080u) & 0xf0f0f0f0u;
+  }
+  BLK_APART
   static KN_FN void scale(KN_PRIVATE const uint (&h)[H], uint, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) {
     s0 = s1 = blk_low_f16(h[0]);
     offset = 0;
@@ -56,21 +78,27 @@ struct BlkQ4_0 {
 };
 
 struct BlkIQ4_NL {
-  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 1, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, SLICE = 8, STRIDE = 176, WARPS = 4 };
+  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 1, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, SHIFT = 0, STRIDE = 176 };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) { q[0] = blk_u32(p, 2 + 4 * t); }
   template <class P> static KN_FN void head(P p, uint, KN_PRIVATE uint (&h)[H]) { h[0] = blk_u16(p, 0); }
-  // Four nibbles through the table of 16 values, which are stored with 128 added: -127 -104 -83 -65 -49 -35 -22 -10 1 13 25 38 53 69 89 113.
+  // Four nibbles through the table of 16 values, -127 -104 -83 -65 -49 -35 -22 -10 1 13 25 38 53 69 89 113.
   static KN_FN uint look_up(uint w) {
     const uint index = w & 0x7777u;
-    const uint low = kn_permute(0x3f2d1801u, 0x766a5d4fu, index), high = kn_permute(0xa6998d81u, 0xf1d9c5b5u, index);
+    const uint low = kn_permute(0xbfad9881u, 0xf6eaddcfu, index), high = kn_permute(0x26190d01u, 0x71594535u, index);
     return kn_permute(low, high, ((w & 0x8888u) >> 1) | 0x3210u);
   }
   static KN_FN void codes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[4]) {
     const uint a = look_up(q[0] & 0xffffu), b = look_up(q[0] >> 16);
-    blk_bytes(kn_permute(a, b, 0x6420u), 0xe480e480u, c[0], c[1]);  // -1152
-    blk_bytes(kn_permute(a, b, 0x7531u), 0xe480e480u, c[2], c[3]);
+    blk_bytes(kn_permute(a, b, 0x6420u) ^ 0x80808080u, 0xe480e480u, c[0], c[1]);  // -1152
+    blk_bytes(kn_permute(a, b, 0x7531u) ^ 0x80808080u, 0xe480e480u, c[2], c[3]);
   }
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[2]) {
+    const uint a = look_up(q[0] & 0xffffu), b = look_up(q[0] >> 16);
+    c[0] = kn_permute(a, b, 0x6420u);
+    c[1] = kn_permute(a, b, 0x7531u);
+  }
+  BLK_APART
   static KN_FN void scale(KN_PRIVATE const uint (&h)[H], uint, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) {
     s0 = s1 = blk_low_f16(h[0]);
     offset = 0;
@@ -78,7 +106,7 @@ struct BlkIQ4_NL {
 };
 
 struct BlkQ8_0 {
-  enum { LEN = 32, BYTES = 34, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, SLICE = 4, STRIDE = 176, WARPS = 4 };
+  enum { LEN = 32, BYTES = 34, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, SHIFT = 0, STRIDE = 304 };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 2 + 4 * t);
@@ -89,6 +117,11 @@ struct BlkQ8_0 {
     blk_bytes(q[0] ^ 0x80808080u, 0xe480e480u, c[0], c[1]);  // -1152
     blk_bytes(q[1] ^ 0x80808080u, 0xe480e480u, c[2], c[3]);
   }
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[2]) {
+    c[0] = q[0];
+    c[1] = q[1];
+  }
+  BLK_APART
   static KN_FN void scale(KN_PRIVATE const uint (&h)[H], uint, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) {
     s0 = s1 = blk_low_f16(h[0]);
     offset = 0;
@@ -96,7 +129,7 @@ struct BlkQ8_0 {
 };
 
 struct BlkQ5_1 {
-  enum { LEN = 32, BYTES = 24, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 1, PLAIN = 1, SLICE = 4, STRIDE = 112, WARPS = 4 };
+  enum { LEN = 32, BYTES = 24, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 1, PLAIN = 1, S = 1, SHIFT = 0, STRIDE = 208 };
   typedef uint Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 8 + 4 * t);
@@ -110,6 +143,12 @@ struct BlkQ5_1 {
     c[2] = blk_code16((w & 0x00f000f0u) | ((high >> 8) & 0x100u) | ((high << 6) & 0x1000000u), 0xd400d400u);  // -64
     c[3] = blk_code16(((w >> 8) & 0x00f000f0u) | ((high >> 9) & 0x100u) | ((high << 5) & 0x1000000u), 0xd400d400u);
   }
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint, uint t, KN_PRIVATE uint (&c)[2]) {
+    const uint high = q[1] >> (4 * t);  // four bits to the fifth bits of four bytes by one product
+    c[0] = (q[0] & 0x0f0f0f0fu) | (((high & 15u) * 0x02040810u) & 0x10101010u);
+    c[1] = ((q[0] >> 4) & 0x0f0f0f0fu) | (((high >> 16 & 15u) * 0x02040810u) & 0x10101010u);
+  }
+  BLK_APART
   static KN_FN void scale(KN_PRIVATE const uint (&h)[H], uint, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) {
     s0 = s1 = blk_low_f16(h[0]);
     offset = blk_high_f16(h[0]);
@@ -127,8 +166,28 @@ KN_FN void blk_k_scale(KN_PRIVATE const uint (&h)[4], uint g, KN_PRIVATE float& 
   offset = -(blk_high_f16(h[0]) * (float)least);
 }
 
+// The same of Q4_K and Q5_K, whose block has eight scales and minima; four bytes at once.
+#define BLK_K_PARTS                                                                                                                        \
+  template <class P> static KN_FN void ahead(P p, KN_PRIVATE uint (&s)[S]) {                                                               \
+    const uint a = blk_u32(p, 4), b = blk_u32(p, 8), c = blk_u32(p, 12);                                                                   \
+    s[0] = blk_u32(p, 0);                                                                                                                  \
+    s[1] = a & 0x3f3f3f3fu;                                                                                                                \
+    s[2] = (c & 0x0f0f0f0fu) | ((a >> 2) & 0x30303030u);                                                                                   \
+    s[3] = b & 0x3f3f3f3fu;                                                                                                                \
+    s[4] = ((c >> 4) & 0x0f0f0f0fu) | ((b >> 2) & 0x30303030u);                                                                            \
+  }                                                                                                                                        \
+  template <class P>                                                                                                                       \
+  static KN_FN void part(P, KN_PRIVATE const uint (&s)[S], uint g, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) { \
+    s0 = s1 = blk_byte(g < 4 ? s[1] : s[2], g % 4);                                                                                        \
+    offset = blk_byte(g < 4 ? s[3] : s[4], g % 4);                                                                                         \
+  }                                                                                                                                        \
+  static KN_FN void whole(KN_PRIVATE const uint (&s)[S], KN_PRIVATE float& scale, KN_PRIVATE float& offset) {                              \
+    scale = blk_low_f16(s[0]);                                                                                                             \
+    offset = -blk_high_f16(s[0]);                                                                                                          \
+  }
+
 struct BlkQ4_K {
-  enum { LEN = 256, BYTES = 144, GROUPS = 8, Q = 2, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0, SLICE = 8, STRIDE = 144, WARPS = 4 };
+  enum { LEN = 256, BYTES = 144, GROUPS = 8, Q = 2, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0, S = 5, SHIFT = 0, STRIDE = 144 };
   typedef uint Word;
   template <class P> static KN_FN void load(P p, uint g, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 16 + 32 * (g / 2) + 4 * t);
@@ -142,13 +201,19 @@ struct BlkQ4_K {
     blk_bytes((q[0] >> shift) & 0x0f0f0f0fu, 0xe400e400u, c[0], c[1]);  // -1024
     blk_bytes((q[1] >> shift) & 0x0f0f0f0fu, 0xe400e400u, c[2], c[3]);
   }
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint g, uint, KN_PRIVATE uint (&c)[2]) {
+    const uint shift = 4 * (g % 2);
+    c[0] = (q[0] >> shift) & 0x0f0f0f0fu;
+    c[1] = (q[1] >> shift) & 0x0f0f0f0fu;
+  }
+  BLK_K_PARTS
   static KN_FN void scale(KN_PRIVATE const uint (&h)[H], uint g, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) {
     blk_k_scale(h, g, s0, s1, offset);
   }
 };
 
 struct BlkQ5_K {
-  enum { LEN = 256, BYTES = 176, GROUPS = 8, Q = 4, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0, SLICE = 8, STRIDE = 176, WARPS = 4 };
+  enum { LEN = 256, BYTES = 176, GROUPS = 8, Q = 4, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0, S = 5, SHIFT = 0, STRIDE = 176 };
   typedef uint Word;
   template <class P> static KN_FN void load(P p, uint g, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 48 + 32 * (g / 2) + 4 * t);
@@ -164,13 +229,19 @@ struct BlkQ5_K {
     blk_bytes(((q[0] >> shift) & 0x0f0f0f0fu) | (((q[2] >> g) & 0x01010101u) << 4), 0xe400e400u, c[0], c[1]);  // -1024
     blk_bytes(((q[1] >> shift) & 0x0f0f0f0fu) | (((q[3] >> g) & 0x01010101u) << 4), 0xe400e400u, c[2], c[3]);
   }
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint g, uint, KN_PRIVATE uint (&c)[2]) {
+    const uint shift = 4 * (g % 2);
+    c[0] = ((q[0] >> shift) & 0x0f0f0f0fu) | (((q[2] >> g) & 0x01010101u) << 4);
+    c[1] = ((q[1] >> shift) & 0x0f0f0f0fu) | (((q[3] >> g) & 0x01010101u) << 4);
+  }
+  BLK_K_PARTS
   static KN_FN void scale(KN_PRIVATE const uint (&h)[H], uint g, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) {
     blk_k_scale(h, g, s0, s1, offset);
   }
 };
 
 struct BlkQ6_K {
-  enum { LEN = 256, BYTES = 210, GROUPS = 8, Q = 4, H = 2, HALVES = 1, OFFSET = 0, PLAIN = 0, SLICE = 8, STRIDE = 240, WARPS = 3 };
+  enum { LEN = 256, BYTES = 210, GROUPS = 8, Q = 4, H = 2, HALVES = 1, OFFSET = 0, PLAIN = 0, S = 1, SHIFT = 2, STRIDE = 240 };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint g, uint t, KN_PRIVATE uint (&q)[Q]) {
     const uint low = 64 * (g / 4) + 32 * (g % 2) + 4 * t, high = 128 + 32 * (g / 4) + 4 * t;
@@ -187,6 +258,25 @@ struct BlkQ6_K {
     const uint low = 2 * (g % 4) & 4u, high = 2 * (g % 4);
     blk_bytes(((q[0] >> low) & 0x0f0f0f0fu) | (((q[2] >> high) & 0x03030303u) << 4), 0xe420e420u, c[0], c[1]);  // -1056
     blk_bytes(((q[1] >> low) & 0x0f0f0f0fu) | (((q[3] >> high) & 0x03030303u) << 4), 0xe420e420u, c[2], c[3]);
+  }
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint g, uint, KN_PRIVATE uint (&c)[2]) {
+    const uint high = 6 - 2 * (g % 4);  // codes at bits 2 to 7, less 32 by the sign
+    for (uint i = 0; i < 2; ++i) {
+      const uint low = g % 4 < 2 ? q[i] << 2 : q[i] >> 2;
+      c[i] = ((low & 0x3c3c3c3cu) | ((q[2 + i] << high) & 0xc0c0c0c0u)) ^ 0x80808080u;
+    }
+  }
+  template <class P> static KN_FN void ahead(P p, KN_PRIVATE uint (&s)[S]) { s[0] = blk_u16(p, 208); }
+  template <class P>
+  static KN_FN void part(P p, KN_PRIVATE const uint (&)[S], uint g, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) {
+    const uint h = blk_u16(p, 192 + 2 * g) ^ 0x8080u;
+    s0 = blk_byte(h, 0) - 128;
+    s1 = blk_byte(h, 1) - 128;
+    offset = 0;
+  }
+  static KN_FN void whole(KN_PRIVATE const uint (&s)[S], KN_PRIVATE float& scale, KN_PRIVATE float& offset) {
+    scale = blk_low_f16(s[0]);
+    offset = 0;
   }
   static KN_FN void scale(KN_PRIVATE const uint (&h)[H], uint, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) {
     const float d = blk_low_f16(h[0]);
@@ -207,20 +297,4 @@ template <class F, class P> KN_FN void blk_values(P block, uint g, uint t, KN_PR
   const float2 c0 = kn_unpack_f16(c[0]), c1 = kn_unpack_f16(c[1]), c2 = kn_unpack_f16(c[2]), c3 = kn_unpack_f16(c[3]);
   first = kn_f4(s0 * c0.x + b, s0 * c1.x + b, s0 * c0.y + b, s0 * c1.y + b);
   second = kn_f4(s1 * c2.x + b, s1 * c3.x + b, s1 * c2.y + b, s1 * c3.y + b);
-}
-
-// Activations come as high and low parts in f16, which together keep 22 bits: exact enough for f32 if the values lie well inside the range of
-// f16. The power of two that puts `largest` just below 2^(top + 1); 1 for zero, infinity and NaN.
-KN_FN float blk_range_scale(float largest, int top) {
-  const int exponent = (int)((kn_bits(largest) >> 23) & 0xffu);
-  if (largest == 0 || exponent == 255) return 1;
-  return kn_from_bits((uint)kn_min(kn_max(254 + top - exponent, 1), 253) << 23);
-}
-// 1 / scale of such a scale, exactly.
-KN_FN float blk_inverse(float scale) { return kn_from_bits((254u - (kn_bits(scale) >> 23)) << 23); }
-// Four values in the order of BLK_K as words of high and of low parts.
-KN_FN void blk_split(float4 v, KN_PRIVATE uint2& high, KN_PRIVATE uint2& low) {
-  high = kn_u2(kn_pack_f16(v.x, v.z), kn_pack_f16(v.y, v.w));
-  const float2 a = kn_unpack_f16(high.x), b = kn_unpack_f16(high.y);
-  low = kn_u2(kn_pack_f16(v.x - a.x, v.z - a.y), kn_pack_f16(v.y - b.x, v.w - b.y));
 }

@@ -87,15 +87,15 @@ fn mat_vec(format: &'static Format, variant: &str) -> Kernel {
         .fast_math()
         .flops(|p: &MulMvParams| product_flops(p.m, p.n, p.k) * f64::from(p.ne12) * f64::from(p.ne13))
         .text(MUL_MV, lines)
-        .geometry(move |p: &MulMvParams| few_rows(format, p.n, p.m.div_ceil(4).saturating_mul(p.ne12).saturating_mul(p.ne13)))
+        .geometry(|p: &MulMvParams| few_rows(p.n, p.m.div_ceil(2).saturating_mul(p.ne12).saturating_mul(p.ne13)))
         .cpu(format.cpu.mul_mv)
         .tested(oracle::mul_mv, oracle::mul_mv_cases)
         .build()
 }
 
-/// 16 weight rows a group, and as many warps as find room for their slices of the format in threadgroup memory.
-pub(super) fn few_rows(format: &Format, n: u32, passes: u32) -> Geometry {
-    Geometry { groups: [n.div_ceil(16), passes.min(GRID_YZ), 1], threads: [if format.suffix == "q6_K" { 96 } else { 128 }, 1, 1] }
+/// 16 weight rows a group of two warps.
+pub(super) fn few_rows(n: u32, passes: u32) -> Geometry {
+    Geometry { groups: [n.div_ceil(16), passes.min(GRID_YZ), 1], threads: [64, 1, 1] }
 }
 
 fn small_batch(format: &'static Format, r1: u32) -> Kernel {
@@ -113,7 +113,7 @@ fn small_batch(format: &'static Format, r1: u32) -> Kernel {
         .fast_math()
         .flops(|p: &MulMvExtParams| product_flops(p.m, p.n, p.k) * f64::from(p.batch))
         .text(MUL_MV, format.instances.mul_mv_ext.get(r1 as usize - 2).copied().unwrap_or_default())
-        .geometry(move |p: &MulMvExtParams| few_rows(format, p.n, p.batch))
+        .geometry(|p: &MulMvExtParams| few_rows(p.n, p.batch))
         .cpu(format.cpu.mul_mv_ext)
         .tested(oracle::mul_mv_ext, oracle::mul_mv_ext_cases)
         .build()
