@@ -34,7 +34,7 @@
   rows_product<F, NT, 2>(w, x + row * p.k, y + row * p.n, p.m, p.n, p.k, KN_GROUP_X * ROWS_TILE, shared, KN_THREAD_X, KN_LANE,     \
                          KN_WARP_ID)
 #define MUL_MV_EXT(NAME, F)                                                                                                        \
-  KN_KERNEL_BLOCKS(NAME, 32 * ROWS_WARPS, 5, MulMvExtParams, KN_IN(0, uchar, w), KN_IN(1, float, x), KN_OUT(2, float, y)) {        \
+  KN_KERNEL_BLOCKS(NAME, 32 * ROWS_WARPS, 4, MulMvExtParams, KN_IN(0, uchar, w), KN_IN(1, float, x), KN_OUT(2, float, y)) {        \
     KN_SHARED(uint, shared, ROWS_SHARED(F));                                                                                       \
     for (uint z = KN_GROUP_Y; z < p.batch; z += KN_GROUPS_Y) {                                                                     \
       if (z != KN_GROUP_Y) kn_barrier();                                                                                           \
