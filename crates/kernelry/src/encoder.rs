@@ -12,7 +12,7 @@ use crate::buffer::{Buffer, Storage};
 use crate::catalogue::{Access, Geometry, Kernel, ParamKind, Params, StepU32};
 use crate::context::Context;
 use crate::registry::{Constants, Math, Options, Pipeline};
-use crate::{DType, Error, Result};
+use crate::{DType, Error, Lease, Result};
 
 /// One buffer argument of a recorded launch.
 #[derive(Clone)]
@@ -83,6 +83,8 @@ pub struct Commands {
     list: Vec<Command>,
     /// Every allocation that the list touches, by id, and whether it is written.
     storages: Vec<(Arc<Storage>, bool)>,
+    /// Memory between the launches of one operation, the last the largest.
+    scratch: Vec<Lease>,
 }
 
 impl Commands {
@@ -211,6 +213,20 @@ impl Encoder {
 
     fn check_device(&self, op: &str, buffer: &Buffer) -> Result<()> {
         check_same_device(op, buffer.device(), self.context.device())
+    }
+
+    /// `len` elements of f32 between the launches of one operation. They live as long as what is recorded; before and after the operation
+    /// they mean nothing, so that all operations of an encoder share them, in the order that any buffer puts its users in.
+    pub(crate) fn scratch(&mut self, len: usize) -> Result<Buffer> {
+        if let Some(lease) = self.commands.scratch.last()
+            && lease.len() >= len
+        {
+            return lease.slice(0, len);
+        }
+        let lease = self.context.pool().uninit(DType::F32, &[len])?;
+        let view = Buffer::clone(&lease);
+        self.commands.scratch.push(lease);
+        Ok(view)
     }
 
     /// Records a built-in kernel by name. Typed launchers in [`crate::ops`] end here.

@@ -5,7 +5,7 @@ use half::f16;
 use kernelry::catalogue::StepU32;
 use kernelry::ops::attention::Attention;
 use kernelry::ops::kv_cache::{KvCacheStore, KvCacheWrite};
-use kernelry::{Buffer, Context, DType};
+use kernelry::{Buffer, Context, DType, Device, Registry};
 
 fn normal(rng: &mut fastrand::Rng, len: usize) -> Vec<f32> {
     (0..len).map(|_| (0..12).map(|_| rng.f32()).sum::<f32>() - 6.0).collect()
@@ -108,6 +108,46 @@ fn a_replayed_step_equals_a_recorded_one() {
         step.write(&[token as u32, token as u32 + 1]).unwrap();
         graph.run().unwrap();
         assert_eq!(out.to_vec::<f32>().unwrap(), pass(&ctx, &s, (&keys2, &values2), token, [&qs, &ks, &vs], 0), "token {token}");
+    }
+}
+
+/// One token whose keys are split over blocks, recorded with the length in the step buffer, against one pass on the CPU.
+#[test]
+fn a_token_in_partitions_equals_one_pass() {
+    let ctx = Context::new(Device::open("emulator").expect("a C++ compiler"), Registry::new());
+    let cpu = Context::cpu();
+    let units = ctx.device().info().units as usize;
+    for (dtype, head_dim) in [(DType::F16, 64), (DType::F32, 80)] {
+        // Few blocks and many keys, so that there are partitions at all; some have no key while the cache is young.
+        let s = Shape { n_heads: 3, n_kv_heads: 1, head_dim, capacity: 128 * 2 * units };
+        let mut rng = fastrand::Rng::with_seed(9);
+        let (q_row, kv_row) = (s.n_heads * s.head_dim, s.n_kv_heads * s.head_dim);
+        let (keys, values) = (cache(&ctx, &s, dtype), cache(&ctx, &s, dtype));
+        let (keys2, values2) = (cache(&cpu, &s, dtype), cache(&cpu, &s, dtype));
+        let step = ctx.upload(&[0u32], &[1]).unwrap();
+        let (q, out) = (ctx.zeros(DType::F32, &[1, 3, head_dim]).unwrap(), ctx.zeros(DType::F32, &[1, 3, head_dim]).unwrap());
+        let mut encoder = ctx.encoder();
+        encoder.set_step(&step).unwrap();
+        let kv_seq_len = StepU32::from_step(0, s.capacity as u32);
+        Attention { q: &q, k: &keys, v: &values, out: &out, kv_seq_len, scale: 0.125, window: 50, softcap: 0.0 }
+            .encode(&mut encoder)
+            .unwrap();
+        let graph = encoder.finish().unwrap();
+        assert_eq!(graph.launches(), 2, "the partitions and their merge");
+        let mut at = 0;
+        for tokens in [1, 30, 100] {
+            let (qs, ks, vs) = (normal(&mut rng, tokens * q_row), normal(&mut rng, tokens * kv_row), normal(&mut rng, tokens * kv_row));
+            let expected = pass(&cpu, &s, (&keys2, &values2), at, [&qs, &ks, &vs], 50);
+            let last = &qs[(tokens - 1) * q_row..];
+            pass(&ctx, &s, (&keys, &values), at, [&qs, &ks, &vs], 50);
+            at += tokens;
+            q.write(last).unwrap();
+            step.write(&[at as u32]).unwrap();
+            graph.run().unwrap();
+            for (a, b) in out.to_vec::<f32>().unwrap().iter().zip(&expected[(tokens - 1) * q_row..]) {
+                assert!((a - b).abs() <= 2e-5 + 1e-4 * b.abs(), "{dtype} after {at} tokens: {a} and {b}");
+            }
+        }
     }
 }
 

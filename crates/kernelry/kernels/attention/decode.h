@@ -37,34 +37,46 @@
     }                                                                                                                              \
   }
 
-// out = sum_g w_g o_g / sum_g w_g l_g with w_g = exp(m_g - max m). One block a row: lanes on partitions, warps on four elements each.
+// out = sum_g w_g o_g / sum_g w_g l_g with w_g = exp(m_g - max m). One warp for four elements of a row: lanes on partitions, four in flight.
+template <uint DIM>
+KN_FN void decode_merge(KN_GLOBAL const float* partial, KN_GLOBAL float* out, uint rows, uint parts, ulong unit, bool vector, uint lane) {
+  const ulong row = unit / (DIM / 4);
+  KN_GLOBAL const float* pairs = partial + (ulong)rows * DIM * parts + 2 * row * parts;
+  KN_GLOBAL const float* os = partial + unit * parts * 4;
+  float4 total = kn_f4(0, 0, 0, 0);
+  float top = DECODE_FLOOR, sum = 0;
+  for (uint begin = 0; begin < parts; begin += 4 * KN_WARP) {
+    float4 o[4];
+    float l[4], m[4], best = top;
+    KN_UNROLL for (uint i = 0; i < 4; ++i) {
+      const uint g = begin + i * KN_WARP + lane;
+      const bool some = g < parts;
+      KN_GLOBAL const float* at = os + 4 * (some ? g : 0u);
+      o[i] = vector ? *(KN_GLOBAL const float4*)at : kn_f4(at[0], at[1], at[2], at[3]);
+      l[i] = some ? pairs[2 * g] : 0.0f;
+      m[i] = some ? pairs[2 * g + 1] : -KN_INF;
+    }
+    KN_UNROLL for (uint i = 0; i < 4; ++i) best = kn_max(best, m[i]);
+    best = kn_warp_max(best);
+    const float shrink = kn_exp(top - best);
+    top = best;
+    sum *= shrink;
+    total = kn_f4(total.x * shrink, total.y * shrink, total.z * shrink, total.w * shrink);
+    KN_UNROLL for (uint i = 0; i < 4; ++i) {
+      const float f = kn_exp(m[i] - top);
+      sum = kn_fma(f, l[i], sum);
+      total = kn_f4(kn_fma(f, o[i].x, total.x), kn_fma(f, o[i].y, total.y), kn_fma(f, o[i].z, total.z), kn_fma(f, o[i].w, total.w));
+    }
+  }
+  sum = kn_warp_sum(sum);
+  const float x = kn_warp_sum(total.x), y = kn_warp_sum(total.y), z = kn_warp_sum(total.z), w = kn_warp_sum(total.w);
+  if (lane < 4) out[4 * unit + lane] = sum == 0 ? 0 : (lane == 0 ? x : lane == 1 ? y : lane == 2 ? z : w) / sum;
+}
+
 #define FLASH_ATTN_REDUCE(name, DIM)                                                                                               \
   KN_KERNEL(name, 256, FlashAttnReduceParams, KN_IN(0, float, partial), KN_OUT(1, float, out)) {                                   \
-    const ulong row = KN_GROUP_X;                                                                                                  \
-    const uint lane = KN_LANE, warps = KN_BLOCK_X / KN_WARP;                                                                       \
-    KN_GLOBAL const float* pairs = partial + (ulong)p.rows * DIM * p.nwg + 2 * row * p.nwg;                                        \
-    float top = DECODE_FLOOR, sum = 0;                                                                                             \
-    for (uint g = lane; g < p.nwg; g += KN_WARP) top = kn_max(top, pairs[2 * g + 1]);                                              \
-    top = kn_warp_max(top);                                                                                                        \
-    for (uint g = lane; g < p.nwg; g += KN_WARP) sum += pairs[2 * g] * kn_exp(pairs[2 * g + 1] - top);                             \
-    sum = kn_warp_sum(sum);                                                                                                        \
-    for (uint v = KN_WARP_ID; v < DIM / 4; v += warps) {                                                                           \
-      float x = 0, y = 0, z = 0, w = 0;                                                                                            \
-      for (uint g = lane; g < p.nwg; g += KN_WARP) {                                                                               \
-        const float f = kn_exp(pairs[2 * g + 1] - top);                                                                            \
-        KN_GLOBAL const float* o = partial + ((row * (DIM / 4) + v) * p.nwg + g) * 4;                                              \
-        x = kn_fma(f, o[0], x);                                                                                                    \
-        y = kn_fma(f, o[1], y);                                                                                                    \
-        z = kn_fma(f, o[2], z);                                                                                                    \
-        w = kn_fma(f, o[3], w);                                                                                                    \
-      }                                                                                                                            \
-      x = kn_warp_sum(x);                                                                                                          \
-      y = kn_warp_sum(y);                                                                                                          \
-      z = kn_warp_sum(z);                                                                                                          \
-      w = kn_warp_sum(w);                                                                                                          \
-      if (lane < 4) {                                                                                                              \
-        const float o = lane == 0 ? x : lane == 1 ? y : lane == 2 ? z : w;                                                         \
-        out[row * DIM + 4 * v + lane] = sum == 0 ? 0 : o / sum;                                                                    \
-      }                                                                                                                            \
-    }                                                                                                                              \
+    const bool vector = kn_aligned(partial, 16);                                                                                   \
+    const uint warps = KN_BLOCK_X / KN_WARP;                                                                                       \
+    for (ulong unit = (ulong)KN_GROUP_X * warps + KN_WARP_ID; unit < (ulong)p.rows * (DIM / 4); unit += (ulong)KN_GROUPS_X * warps) \
+      decode_merge<DIM>(partial, out, p.rows, p.nwg, unit, vector, KN_LANE);                                                       \
   }

@@ -69,6 +69,27 @@ KN_FN void decode_store(KN_PRIVATE const Decode& a, KN_GLOBAL float* out, KN_GLO
   }
 }
 
+// Four elements of it at once.
+KN_FN void decode_store4(KN_PRIVATE const Decode& a, KN_GLOBAL float* out, KN_GLOBAL float* partial, uint h, uint d, float4 o, float m, float l) {
+  KN_GLOBAL float* to = a.parts == 1 ? out + (a.row + h) * a.dim + d : partial + (((a.row + h) * (a.dim / 4) + d / 4) * a.parts + a.part) * 4;
+  if (a.parts == 1) {
+    const float f = l == 0 ? 0 : 1 / l;
+    o = kn_f4(o.x * f, o.y * f, o.z * f, o.w * f);
+  } else if (d == 0) {
+    KN_GLOBAL float* pair = partial + a.rows * a.dim * a.parts + 2 * ((a.row + h) * a.parts + a.part);
+    pair[0] = l;
+    pair[1] = m;
+  }
+  if (kn_aligned(to, 16)) {
+    kn_store4(to, o);
+  } else {
+    to[0] = o.x;
+    to[1] = o.y;
+    to[2] = o.z;
+    to[3] = o.w;
+  }
+}
+
 template <uint DMAX, bool VECTOR, class T>
 KN_FN void decode_head(KN_PRIVATE const Decode& a, KN_GLOBAL const float* q, KN_GLOBAL const T* k, KN_GLOBAL const T* v, KN_GLOBAL float* out,
                        KN_GLOBAL float* partial, KN_LOCAL float* shared, KN_LOCAL float* sums, uint t, uint threads, uint lane, uint warp) {

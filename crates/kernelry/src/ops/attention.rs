@@ -474,6 +474,9 @@ impl Attention<'_> {
         let args = [Some(self.q), Some(self.k), Some(self.v), Some(self.out)];
         if seq_len == 1 {
             let params = AttentionDecodeParams { n_heads, n_kv_heads, head_dim, kv_capacity, window, scale, softcap, kv_seq_len };
+            if split::encode(self, &params, encoder)? {
+                return Ok(());
+            }
             return encoder.launch(decode, &args, &params);
         }
         let params = AttentionPrefillParams { seq_len, n_heads, n_kv_heads, head_dim, kv_capacity, window, scale, softcap, kv_seq_len };

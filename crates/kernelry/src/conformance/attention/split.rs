@@ -86,7 +86,7 @@ pub(crate) fn partition_cases(c: &mut Cases) {
             softcap,
             kv_seq_len: StepU32::new(keys),
         };
-    let rows: [([u32; 8], f32); 13] = [
+    let rows: [([u32; 8], f32); 14] = [
         // seq_len, n_heads, n_kv_heads, keys, capacity, nwg, mask_type, window; softcap
         ([2, 6, 2, 70, 80, 3, 2, 37], 5.0),
         ([1, 1, 1, 1, 1, 1, 0, 0], 0.0),
@@ -103,6 +103,7 @@ pub(crate) fn partition_cases(c: &mut Cases) {
         ([1, 4, 2, 1025, 1030, 8, 1, 0], 0.0),
         ([1, 17, 1, 600, 600, 1, 2, 1], 0.0),
         ([1, 2, 1, 4200, 4200, 32, 1, 0], 0.0),
+        ([1, 4, 1, 3500, 3600, 128, 1, 0], 0.0),
     ];
     for (row, softcap) in rows {
         let [seq_len, h, hkv, keys, cap, nwg, mask, window] = row;
@@ -122,8 +123,7 @@ pub(crate) fn partition_cases(c: &mut Cases) {
         c.add("long", params([1, 32, 8, 8192, 8192, 32, 1, 0], 0.0)).without("out");
     }
     for keys in [4096, 32768] {
-        let nwg = if dim <= 128 { 64 } else { 32 };
-        c.bench(format!("H=16/4 n={keys} nwg={nwg}"), params([1, 16, 4, keys, keys, nwg, 1, 0], 0.0)).without("out");
+        c.bench(format!("H=16/4 n={keys} nwg=66"), params([1, 16, 4, keys, keys, 66, 1, 0], 0.0)).without("out");
     }
 }
 
@@ -153,7 +153,7 @@ pub(crate) fn reduce_cases(c: &mut Cases) {
         name if name.contains("dv256") => 256,
         name => name.rsplit("dk").next().and_then(|d| d.parse().ok()).unwrap_or(0),
     };
-    let counts: &[u32] = if c.kernel().ends_with("nwg32") { &[32] } else { &[3, 1, 2, 16, 31, 32] };
+    let counts: &[u32] = if c.kernel().ends_with("nwg32") { &[32] } else { &[3, 1, 2, 16, 31, 32, 100] };
     for &nwg in counts {
         for rows in [5, 1, 33] {
             // Some partitions are empty, and the second row has no key at all.

@@ -6,18 +6,20 @@
 
 use half::{bf16, f16};
 
-use super::{DECODE, DECODE_HEADS, check_floats, check_heads, check_keys, check_queries, head_blocks, product};
+use super::{
+    Attention, AttentionDecodeParams, DECODE, DECODE_HEADS, check_floats, check_heads, check_keys, check_queries, head_blocks, product,
+};
 use crate::DType::{self, BF16, F16, F32};
 use crate::backend::cpu::{CpuFn, attention as cpu};
 use crate::catalogue::{Family, Geometry, Kernel, StepU32, Text};
 use crate::conformance::attention::split as oracle;
-use crate::kernel_text;
+use crate::{Encoder, Result, kernel_text};
 
 const MMA: Text = kernel_text!("attention/decode_mma.h");
 /// Query heads of a block that decodes on the matrix unit.
 const MMA_HEADS: u32 = 8;
-/// Most partitions of the kernels of heads 256 and 512 wide, and of the others.
-const PARTITIONS: [u32; 2] = [32, 128];
+/// Most partitions.
+const PARTITIONS: u32 = 128;
 
 crate::params! {
     /// Parameters of decode attention in partitions.
@@ -36,7 +38,7 @@ crate::params! {
         mask_type: u32,
         /// keys attended with mask type 2, the query's own included; 0 for all
         sliding_window: u32,
-        /// partitions, 1 to 32, or to 128 for heads of up to 128 elements; 1 writes the result itself
+        /// partitions, 1 to 128; 1 writes the result itself
         nwg: u32,
         /// factor of the scores
         scale: f32,
@@ -76,18 +78,70 @@ crate::params! {
     pub struct FlashAttnReduceParams {
         /// query rows
         rows: u32,
-        /// partitions, 1 to 32, or to 128 for heads of up to 128 elements
+        /// partitions, 1 to 128
         nwg: u32,
     }
+}
+
+/// Blocks that keep the memory of a unit busy.
+const BLOCKS_OF_UNIT: u32 = 2;
+/// Fewest keys that are worth a partition.
+const KEYS_OF_PARTITION: u32 = 128;
+
+/// The main kernel and the merge for single tokens of these heads, if there are such.
+fn pair(head_dim: u32, cache: DType) -> Option<(&'static str, &'static str)> {
+    let &(main, ..) = MAINS.iter().find(|(_, dim, dtype, _)| (*dim, *dtype) == (head_dim, cache))?;
+    let &(merge, ..) = REDUCES.iter().find(|(_, dim, only_32, _)| *dim == head_dim && !only_32)?;
+    Some((main, merge))
+}
+
+/// Partitions for one token. They follow from the capacity, not from the keys in it, so that a recorded step, which may have any number of
+/// keys, gives what the same step gives when it is encoded anew.
+fn partitions(units: u32, blocks: u32, kv_capacity: u32) -> u32 {
+    (units * BLOCKS_OF_UNIT / blocks.max(1)).min(kv_capacity / KEYS_OF_PARTITION).clamp(1, PARTITIONS)
+}
+
+/// Records a single token in partitions, or nothing (false) where one pass does as well.
+pub(super) fn encode(op: &Attention<'_>, p: &AttentionDecodeParams, encoder: &mut Encoder) -> Result<bool> {
+    let info = encoder.context().device().info();
+    let cache = op.k.dtype();
+    let Some((main, merge)) = pair(p.head_dim, cache).filter(|_| info.backend != "cpu") else { return Ok(false) };
+    let nwg = partitions(info.units, head_blocks(p.n_heads, p.n_kv_heads, block(cache).1), p.kv_capacity);
+    if nwg == 1 {
+        return Ok(false);
+    }
+    let &AttentionDecodeParams { n_heads, n_kv_heads, head_dim, kv_capacity, window, scale, softcap, kv_seq_len } = p;
+    let mask_type = if window == 0 { 1 } else { 2 };
+    let params = FlashAttnVecParams {
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        kv_capacity,
+        seq_len: 1,
+        mask_type,
+        sliding_window: window,
+        nwg,
+        scale,
+        softcap,
+        kv_seq_len,
+    };
+    let partial = encoder.scratch(n_heads as usize * nwg as usize * (head_dim as usize + 2))?;
+    encoder.launch(main, &[Some(op.q), Some(op.k), Some(op.v), None, Some(&partial)], &params)?;
+    encoder.launch(merge, &[Some(&partial), Some(op.out)], &FlashAttnReduceParams { rows: n_heads, nwg })?;
+    Ok(true)
+}
+
+/// Text, query heads of a block and its threads.
+fn block(cache: DType) -> (Text, u32, u32) {
+    if cache == DType::F32 { (DECODE, DECODE_HEADS, 256) } else { (MMA, MMA_HEADS, 128) }
 }
 
 fn check_dim(got: u32, expected: u32) -> Result<(), String> {
     if got == expected { Ok(()) } else { Err(format!("head_dim: got {got}, expected {expected}")) }
 }
 
-fn check_partitions(nwg: u32, dim: u32) -> Result<(), String> {
-    let most = PARTITIONS[usize::from(dim <= 128)];
-    if (1..=most).contains(&nwg) { Ok(()) } else { Err(format!("nwg: got {nwg}, expected 1 to {most}")) }
+fn check_partitions(nwg: u32) -> Result<(), String> {
+    if (1..=PARTITIONS).contains(&nwg) { Ok(()) } else { Err(format!("nwg: got {nwg}, expected 1 to {PARTITIONS}")) }
 }
 
 fn check_mask(mask_type: u32) -> Result<(), String> {
@@ -100,7 +154,7 @@ fn main_entry(name: &'static str, dim: u32, cache: DType, line: &'static str) ->
         DType::F16 => cpu::partitions::<f16>,
         _ => cpu::partitions::<bf16>,
     };
-    let (text, heads, threads) = if cache == DType::F32 || dim > 128 { (DECODE, DECODE_HEADS, 256) } else { (MMA, MMA_HEADS, 128) };
+    let (text, heads, threads) = block(cache);
     Kernel::builder(name, Family::Attention, "partition g of: o = softmax(softcap(scale · q kᵀ)) v; blocks of 32 keys dealt round")
         .params::<FlashAttnVecParams>()
         .input("q", DType::F32, "n_heads seq_len head_dim")
@@ -116,7 +170,7 @@ fn main_entry(name: &'static str, dim: u32, cache: DType, line: &'static str) ->
             check_keys(p.kv_seq_len.max(), p.kv_capacity)?;
             check_queries(p.seq_len, p.kv_seq_len.max())?;
             check_mask(p.mask_type)?;
-            check_partitions(p.nwg, dim)?;
+            check_partitions(p.nwg)?;
             check_floats(p.scale, p.softcap)
         })
         .class("f32 accumulation; queries may be rounded to f16", "|err| ≤ 1e-2, and 1e-4·max|v| against queries rounded alike")
@@ -152,11 +206,12 @@ fn reduce_entry(name: &'static str, dim: u32, only_32: bool, line: &'static str)
             if only_32 && p.nwg != 32 {
                 return Err(format!("nwg: got {}, expected 32", p.nwg));
             }
-            check_partitions(p.nwg, dim)
+            check_partitions(p.nwg)
         })
         .class("f32", "relative 1e-6")
         .flops(move |p: &FlashAttnReduceParams| 2.0 * product(&[p.rows, p.nwg, dim]))
-        .geometry(|p: &FlashAttnReduceParams| Geometry::linear(p.rows, 256))
+        // Four elements a warp.
+        .geometry(move |p: &FlashAttnReduceParams| Geometry::linear(p.rows.saturating_mul(dim / 4).div_ceil(8).min(1 << 20), 256))
         .cpu(run)
         .text(DECODE, line)
         .tested(oracle::reduce, oracle::reduce_cases)
@@ -208,14 +263,14 @@ const MAINS: [(&str, u32, DType, &str); 18] = [
     ("flash_attn_vec_f16kv_dk80", 80, F16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_f16kv_dk80, kn_f16, 80)\n"),
     ("flash_attn_vec_f16kv_dk96", 96, F16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_f16kv_dk96, kn_f16, 96)\n"),
     ("flash_attn_vec_f16kv_dk128", 128, F16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_f16kv_dk128, kn_f16, 128)\n"),
-    ("flash_attn_vec_f16kv_dk256", 256, F16, "FLASH_ATTN_VEC(flash_attn_vec_f16kv_dk256, kn_f16, 256)\n"),
-    ("flash_attn_vec_f16kv_dk512", 512, F16, "FLASH_ATTN_VEC(flash_attn_vec_f16kv_dk512, kn_f16, 512)\n"),
+    ("flash_attn_vec_f16kv_dk256", 256, F16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_f16kv_dk256, kn_f16, 256)\n"),
+    ("flash_attn_vec_f16kv_dk512", 512, F16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_f16kv_dk512, kn_f16, 512)\n"),
     ("flash_attn_vec_bf16kv_dk64", 64, BF16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_bf16kv_dk64, kn_bf16, 64)\n"),
     ("flash_attn_vec_bf16kv_dk80", 80, BF16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_bf16kv_dk80, kn_bf16, 80)\n"),
     ("flash_attn_vec_bf16kv_dk96", 96, BF16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_bf16kv_dk96, kn_bf16, 96)\n"),
     ("flash_attn_vec_bf16kv_dk128", 128, BF16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_bf16kv_dk128, kn_bf16, 128)\n"),
-    ("flash_attn_vec_bf16kv_dk256", 256, BF16, "FLASH_ATTN_VEC(flash_attn_vec_bf16kv_dk256, kn_bf16, 256)\n"),
-    ("flash_attn_vec_bf16kv_dk512", 512, BF16, "FLASH_ATTN_VEC(flash_attn_vec_bf16kv_dk512, kn_bf16, 512)\n"),
+    ("flash_attn_vec_bf16kv_dk256", 256, BF16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_bf16kv_dk256, kn_bf16, 256)\n"),
+    ("flash_attn_vec_bf16kv_dk512", 512, BF16, "FLASH_ATTN_VEC_MMA(flash_attn_vec_bf16kv_dk512, kn_bf16, 512)\n"),
 ];
 
 /// Name, elements of a head, whether there are always 32 partitions, instance.
