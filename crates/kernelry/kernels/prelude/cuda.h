@@ -28,6 +28,10 @@ typedef unsigned long long ulong;
 #define KN_KERNEL_BLOCKS(name, block, blocks, P, ...) \
   extern "C" __global__ void __launch_bounds__(block, blocks) name(__VA_ARGS__, const P p)
 
+// Threadgroup memory beyond what a kernel may declare: `bytes` of it for kernel `name`, at kn_dynamic_shared. For paths of one GPU alone.
+#define KN_DYNAMIC_SHARED(name, bytes) extern "C" __device__ uint name##_dynamic_shared = (bytes)
+extern __shared__ __align__(1024) uchar kn_dynamic_shared[];
+
 // Identity of the thread: at kernel scope only.
 #define KN_GROUP_X blockIdx.x
 #define KN_GROUP_Y blockIdx.y

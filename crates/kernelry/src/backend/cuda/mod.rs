@@ -122,8 +122,8 @@ fn enqueue_launch(launch: &Launch, stream: sys::CUstream) -> Result<()> {
     }
     // SAFETY: the kernel takes one pointer a slot and the struct of scalars, as the dialect says; the driver copies all of them before
     // it returns. The buffers have been checked against the catalogue entry, and live as long as the recorded commands.
-    let status =
-        unsafe { sys::cuLaunchKernel(kernel.function, gx, gy, gz, bx, by, bz, 0, stream, pointers.as_mut_ptr(), std::ptr::null_mut()) };
+    let (shared, arguments) = (kernel.dynamic_shared, pointers.as_mut_ptr());
+    let status = unsafe { sys::cuLaunchKernel(kernel.function, gx, gy, gz, bx, by, bz, shared, stream, arguments, std::ptr::null_mut()) };
     check("cuLaunchKernel", status).map_err(|e| failed(format!("[{name}] {e}")))
 }
 

@@ -87,6 +87,23 @@ impl Drop for Loaded {
     }
 }
 
+impl Loaded {
+    /// Bytes of threadgroup memory that a kernel wants at its launch: what its text says by `KN_DYNAMIC_SHARED`, 0 if nothing.
+    fn dynamic_shared(&self, entry: &str) -> Result<u32, String> {
+        let name = CString::new(format!("{entry}_dynamic_shared")).map_err(|e| e.to_string())?;
+        let (mut address, mut len, mut bytes) = (0, 0, 0u32);
+        // SAFETY: the module is loaded, the name ends in zero, and both results are variables of the types that the call fills.
+        let found = unsafe { sys::cuModuleGetGlobal_v2(&mut address, &mut len, self.module, name.as_ptr()) };
+        if found != sys::CUresult::CUDA_SUCCESS || len != size_of::<u32>() {
+            return Ok(0);
+        }
+        // SAFETY: the variable has four bytes, and so has the destination.
+        check("cuMemcpyDtoH", unsafe { sys::cuMemcpyDtoH_v2(std::ptr::from_mut(&mut bytes).cast(), address, len) })
+            .map_err(|e| e.to_string())?;
+        Ok(bytes)
+    }
+}
+
 struct CudaModule(Arc<Loaded>);
 
 impl Module for CudaModule {
@@ -102,7 +119,15 @@ impl Module for CudaModule {
                 .and_then(|()| check("cuFuncGetAttribute", sys::cuFuncGetAttribute(&mut max_threads, attribute, function)))
                 .map_err(|e| format!("{entry}: {e}"))?;
         }
-        Ok(Arc::new(CudaKernel { _loaded: self.0.clone(), function, max_threads: max_threads.unsigned_abs() }))
+        let dynamic_shared = self.0.dynamic_shared(entry)?;
+        if dynamic_shared != 0 {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = i32::try_from(dynamic_shared).unwrap_or(i32::MAX);
+            // SAFETY: the function belongs to the loaded module.
+            check("cuFuncSetAttribute", unsafe { sys::cuFuncSetAttribute(function, attribute, bytes) })
+                .map_err(|e| format!("{entry}: {e}"))?;
+        }
+        Ok(Arc::new(CudaKernel { _loaded: self.0.clone(), function, max_threads: max_threads.unsigned_abs(), dynamic_shared }))
     }
 }
 
@@ -111,6 +136,8 @@ pub(super) struct CudaKernel {
     _loaded: Arc<Loaded>,
     pub(super) function: sys::CUfunction,
     pub(super) max_threads: u32,
+    /// Bytes of threadgroup memory that are given at launch.
+    pub(super) dynamic_shared: u32,
 }
 
 // SAFETY: as for `Loaded`.
