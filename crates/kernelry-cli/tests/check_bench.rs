@@ -54,7 +54,10 @@ fn bench_measures_and_compares_with_the_device() {
         let gb_s = row["gb_s"].as_f64().unwrap();
         assert!((gb_s - row["bytes"].as_f64().unwrap() / p50 / 1e3).abs() < 1e-6 * gb_s, "{row}");
         match row["residency"].as_str().unwrap() {
-            "memory" => assert!(row["roofline_pct"].as_f64().unwrap() > 0.0, "{row}"),
+            "memory" => {
+                assert!(row["roofline_pct"].as_f64().unwrap() > 0.0, "{row}");
+                assert!(["copy", "read", "f32"].contains(&row["limit"].as_str().unwrap()), "{row}");
+            }
             other => assert_eq!(other, "cache"),
         }
     }
@@ -71,6 +74,36 @@ fn bench_csv_has_a_field_for_each_column() {
         assert_eq!(row.split(',').count(), columns, "{row}");
         assert!(row.starts_with("rms_norm_f32,norm,cpu,"), "{row}");
     }
+}
+
+/// A compiler that fails stands for all that can go wrong with one kernel: the run goes on, and says so at its end.
+#[cfg(unix)]
+#[test]
+fn bench_goes_on_after_a_kernel_that_fails() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let compiler = folder.path().join("c++");
+    std::fs::write(&compiler, "#!/bin/sh\ncase \"$1\" in --version) echo false 1.0 ;; *) echo 'text, broken' >&2; exit 1 ;; esac\n")
+        .unwrap();
+    std::fs::set_permissions(&compiler, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let env = [("CXX", compiler.to_str().unwrap()), ("KERNELRY_CACHE", "off")];
+    let bench = |format: &[&str]| {
+        let args = [&["bench", "argmax_f32", "top_k_f32", "--device", "emulator", "--time", "5"], format].concat();
+        let run = common::kernelry_with(folder.path(), &args, "", &env);
+        assert_eq!(run.code, Some(1), "{}\n{}", run.stdout, run.stderr);
+        assert!(run.stderr.contains("6 of 6 shapes could not be measured"), "{}", run.stderr);
+        run
+    };
+    let report = bench(&["--json"]).json();
+    let rows = report["results"].as_array().unwrap();
+    assert_eq!(rows.len(), 6);
+    for row in rows {
+        assert!(row["error"].as_str().unwrap().contains("text, broken"), "{row}");
+        assert!(row["shape"].is_string() && row["p50_us"].is_null(), "{row}");
+    }
+    let text = bench(&[]).stdout;
+    assert!(text.contains("\ntop_k_f32\n") && text.contains("failed: "), "{text}");
+    assert_eq!(bench(&["--csv"]).stdout.matches("argmax_f32,sampling,emulator,").count(), 3);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -544,6 +545,18 @@ impl Graph {
         let pending = self.replay.run()?;
         drop(locks);
         Ok(Submission { pending: Some(pending) })
+    }
+
+    /// Runs it `runs` times after one run to start with, and gives the time of each by the clock of the device, in which submission does not
+    /// count; `None`, and nothing is run, where the device has no clock of its own.
+    ///
+    /// # Errors
+    /// As [`Encoder::run`].
+    pub fn run_timed(&self, runs: usize) -> Result<Option<Vec<Duration>>> {
+        let locks = self.commands.lock()?;
+        let times = self.replay.run_timed(runs)?;
+        drop(locks);
+        Ok(times)
     }
 
     /// Launches in the graph.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use kernelry::backend::DeviceInfo;
+use kernelry::Device;
 use kernelry_models::Generator;
 use serde::Serialize;
 
@@ -58,7 +58,7 @@ struct Row {
 
 pub(crate) fn run(plan: &Plan<'_>, out: &mut Output) -> CliResult {
     let (_, ctx) = plan.device.open()?;
-    let info = ctx.device().info().clone();
+    let device = ctx.device().clone();
     let mut generator = plan.model.load(&ctx)?;
     let capacity = generator.session().capacity();
     let tests: Vec<(usize, usize)> = plan.prompt.iter().map(|&p| (p, 0)).chain(plan.generate.iter().map(|&n| (0, n))).collect();
@@ -73,14 +73,14 @@ pub(crate) fn run(plan: &Plan<'_>, out: &mut Output) -> CliResult {
     let mut rows = Vec::new();
     for (n_prompt, n_gen) in tests {
         if n_prompt + n_gen > 0 {
-            rows.push(measure(plan, &mut generator, &info, n_prompt, n_gen)?);
+            rows.push(measure(plan, &mut generator, &device, n_prompt, n_gen)?);
         }
     }
     print(plan.format, &rows, out)
 }
 
 /// One untimed run, then the repeats.
-fn measure(plan: &Plan<'_>, generator: &mut Generator, device: &DeviceInfo, n_prompt: usize, n_gen: usize) -> CliResult<Row> {
+fn measure(plan: &Plan<'_>, generator: &mut Generator, device: &Device, n_prompt: usize, n_gen: usize) -> CliResult<Row> {
     let vocab = generator.tokenizer().vocab_size().max(1) as u32;
     let token = |i: usize| (i as u32).wrapping_mul(2_654_435_761) % vocab;
     let prompt: Vec<u32> = (0..n_prompt).map(token).collect();
@@ -107,7 +107,7 @@ fn measure(plan: &Plan<'_>, generator: &mut Generator, device: &DeviceInfo, n_pr
     let ((avg_ns, stddev_ns), (avg_ts, stddev_ts)) = (mean_and_deviation(&times), mean_and_deviation(&speeds));
     let model = generator.model();
     let config = model.config();
-    let origin = Origin::new(device);
+    let (origin, device) = (Origin::new(device), device.info());
     Ok(Row {
         build_commit: origin.commit,
         command: origin.command,

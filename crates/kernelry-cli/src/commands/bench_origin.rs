@@ -1,5 +1,6 @@
 //! Where figures come from: what a reader needs to judge them and to repeat them.
 
+use kernelry::Device;
 use kernelry::backend::DeviceInfo;
 use serde::Serialize;
 
@@ -12,18 +13,22 @@ pub(super) struct Origin {
     build: &'static str,
     pub(super) command: String,
     device: DeviceInfo,
+    /// Compiler of kernel texts, and the architecture it compiles for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    toolchain: Option<String>,
     threads: u32,
 }
 
 impl Origin {
-    pub(super) fn new(device: &DeviceInfo) -> Origin {
+    pub(super) fn new(device: &Device) -> Origin {
         Origin {
             version: env!("CARGO_PKG_VERSION"),
             commit: option_env!("KERNELRY_COMMIT"),
             build: if cfg!(debug_assertions) { "debug" } else { "release" },
             command: command(std::env::args().skip(1)),
-            device: device.clone(),
-            threads: device.units,
+            device: device.info().clone(),
+            toolchain: device.backend().compiler().map(|c| c.toolchain().to_owned()),
+            threads: device.info().units,
         }
     }
 }

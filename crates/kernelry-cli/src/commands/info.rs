@@ -227,7 +227,7 @@ fn constant_json(value: ConstantValue) -> serde_json::Value {
 
 /// Shapes with their work; the math mode changes neither.
 fn examples(kernel: &'static Kernel) -> Vec<Example> {
-    let mut list: Vec<Example> = shapes(kernel).iter().map(|s| example(kernel, s)).collect();
+    let mut list: Vec<Example> = shapes(kernel, "cpu").iter().map(|s| example(kernel, s)).collect();
     list.dedup_by(|a, b| a.shape == b.shape);
     list
 }

@@ -13,6 +13,7 @@ pub use offline::{Artefact, BuildTarget, DeviceCompiler, OfflineCompiler, Resour
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::catalogue::Kernel;
 use crate::encoder::Commands;
@@ -146,6 +147,9 @@ pub struct DeviceInfo {
     pub max_allocation: u64,
     /// Compute units or threads that run kernels.
     pub units: u32,
+    /// Version of the driver, where the device has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
 }
 
 impl DeviceInfo {
@@ -157,7 +161,13 @@ impl DeviceInfo {
         max_allocation: u64,
         units: u32,
     ) -> DeviceInfo {
-        DeviceInfo { backend: backend.into(), name: name.into(), arch: arch.into(), max_allocation, units }
+        DeviceInfo { backend: backend.into(), name: name.into(), arch: arch.into(), max_allocation, units, driver: None }
+    }
+
+    /// Adds the version of the driver.
+    pub fn with_driver(mut self, version: impl Into<String>) -> DeviceInfo {
+        self.driver = Some(version.into());
+        self
     }
 }
 
@@ -189,6 +199,14 @@ pub trait Replay: Send + Sync {
     /// # Errors
     /// As [`Backend::submit`].
     fn run(&self) -> Result<Box<dyn Pending>>;
+    /// Runs it `runs` times after one run to start with, back to back, and gives the time of each by the clock of the device, in which
+    /// submission does not count. `None` where the device has no clock of its own: nothing was run then.
+    ///
+    /// # Errors
+    /// As [`Backend::submit`].
+    fn run_timed(&self, _runs: usize) -> Result<Option<Vec<Duration>>> {
+        Ok(None)
+    }
 }
 
 /// A device's driver. Ops and models never know which one they run on.

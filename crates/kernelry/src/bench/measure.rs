@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{BenchShape, Roofline, Stats};
+use super::{BenchShape, Limit, Roofline, Stats};
 use crate::catalogue::{Access, Kernel};
-use crate::conformance::{dims_of, make_inputs};
+use crate::conformance::{dims_of, make_periodic_inputs};
 use crate::registry::{Constants, Options};
 use crate::{Buffer, Context, Error, Graph, Result};
 
@@ -15,6 +15,10 @@ const COLD: f64 = (512u64 << 20) as f64;
 const MAX_COPIES: usize = 64;
 /// One timing covers at least this long, so that the clock and the submission do not count.
 const SAMPLE: Duration = Duration::from_micros(400);
+/// The same by the clock of a device: some of what it runs takes microseconds, and its clock rates settle over milliseconds.
+const DEVICE_SAMPLE: Duration = Duration::from_millis(4);
+/// Random operands repeat after so many elements, a number that no dimension divides.
+const PERIOD: usize = 2_000_003;
 
 /// How long to measure one shape.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +59,8 @@ pub struct Measurement {
     pub flops_per_second: f64,
     /// Share of the roofline, 1 for all of it; `None` if no limit that was measured bounds the launch.
     pub roofline: Option<f64>,
+    /// The limit that bounds the launch.
+    pub limit: Option<Limit>,
     /// Where the operands were.
     pub residency: Residency,
     /// Launches in one timing.
@@ -76,14 +82,36 @@ pub fn measure(ctx: &Context, kernel: &'static Kernel, shape: &BenchShape, roofl
     let (launches, timings) = time_launches(ctx, kernel, shape, &sets, budget)?;
     let time = Stats::new(&timings);
     let seconds = time.p50.max(1e-12);
+    let least = roofline.least_seconds(cost, shape.read, residency == Residency::Memory, uses_matrix_unit(kernel));
     Ok(Measurement {
         time,
         bytes_per_second: cost.bytes / seconds,
         flops_per_second: cost.flops / seconds,
-        roofline: roofline.least_seconds(cost, shape.read, residency == Residency::Memory).map(|least| least / seconds),
+        roofline: least.map(|(least, _)| least / seconds),
+        limit: least.map(|(_, limit)| limit),
         residency,
         launches,
     })
+}
+
+/// Whether the text of a kernel has products for the matrix unit.
+fn uses_matrix_unit(kernel: &Kernel) -> bool {
+    kernel.gpu_text().is_some_and(|text| text.contains("kn_mma<") || text.contains("Wgmma<"))
+}
+
+/// Times of `runs` runs of a graph in seconds: by the clock of the device, or of the host where it has none.
+pub(super) fn timings(graph: &Graph, runs: usize) -> Result<Vec<f64>> {
+    if let Some(times) = graph.run_timed(runs)? {
+        return Ok(times.iter().map(Duration::as_secs_f64).collect());
+    }
+    (0..runs).map(|_| timed(graph).map(|t| t.as_secs_f64())).collect()
+}
+
+/// Time of a run by the clock of the host.
+fn timed(graph: &Graph) -> Result<Duration> {
+    let begin = Instant::now();
+    graph.run()?;
+    Ok(begin.elapsed())
 }
 
 /// How many launches one timing covers, and the timings of one launch in seconds.
@@ -95,15 +123,20 @@ fn time_launches(
     budget: Budget,
 ) -> Result<(usize, Vec<f64>)> {
     let first = record(ctx, kernel, shape, sets, 1)?;
-    let timed = |graph: &Graph| -> Result<Duration> {
-        let begin = Instant::now();
-        graph.run()?;
-        Ok(begin.elapsed())
-    };
     let cold = timed(&first)?;
     if cold > 10 * budget.time {
         // Warming up does not change what takes this long.
         return Ok((1, vec![cold.as_secs_f64()]));
+    }
+    if let Some(once) = first.run_timed(1)? {
+        let once = once.first().copied().unwrap_or(cold).max(Duration::from_nanos(500));
+        // Whole rounds over the copies, so that each timing meets the same memory.
+        let launches = DEVICE_SAMPLE.div_duration_f64(once).ceil().clamp(1.0, 4096.0) as usize;
+        let launches = launches.next_multiple_of(sets.len());
+        let graph = record(ctx, kernel, shape, sets, launches)?;
+        let samples = budget.time.div_duration_f64(once * launches as u32) as usize;
+        let samples = samples.max(budget.min_samples).min(budget.max_samples).max(1);
+        return Ok((launches, timings(&graph, samples)?.into_iter().map(|t| t / launches as f64).collect()));
     }
     let once = timed(&first)?;
     let launches = (SAMPLE.as_secs_f64() / once.as_secs_f64().max(1e-9)).ceil().clamp(1.0, 4096.0) as usize;
@@ -130,8 +163,8 @@ type Operands = Vec<Option<Buffer>>;
 
 fn operands(ctx: &Context, kernel: &'static Kernel, shape: &BenchShape, copies: usize) -> Result<Vec<Operands>> {
     let case = &shape.case;
-    let data = make_inputs(kernel, case, 42)?;
-    let mut sets = Vec::new();
+    let data = make_periodic_inputs(kernel, case, 42, PERIOD)?;
+    let mut sets: Vec<Operands> = Vec::new();
     for _ in 0..copies {
         let mut set: Operands = Vec::new();
         for (i, (binding, bytes)) in kernel.bindings().iter().zip(&data).enumerate() {
@@ -141,7 +174,17 @@ fn operands(ctx: &Context, kernel: &'static Kernel, shape: &BenchShape, copies: 
                 Some(_) if aliased => None,
                 // Zeroed, not unspecified: the pages are there before the first timing.
                 Some(_) if binding.access() == Access::Write => Some(ctx.zeros(binding.dtype(), &dims)?),
-                Some(bytes) => Some(Buffer::from_bytes(ctx.device(), bytes, binding.dtype(), &dims)?),
+                // The device copies faster than the host hands over.
+                Some(bytes) => match sets.first().and_then(|first| first.get(i)).and_then(Option::as_ref) {
+                    Some(first) => {
+                        let copy = ctx.zeros(binding.dtype(), &dims)?;
+                        let mut encoder = ctx.encoder();
+                        encoder.copy(first, &copy)?;
+                        encoder.run()?;
+                        Some(copy)
+                    }
+                    None => Some(Buffer::from_bytes(ctx.device(), bytes, binding.dtype(), &dims)?),
+                },
                 None => None,
             });
         }

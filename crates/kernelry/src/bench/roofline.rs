@@ -18,6 +18,23 @@ pub struct Roofline {
     pub read_bytes_per_second: Option<f64>,
     /// f32 multiply-adds per second times two, where it could be measured. Kernels that multiply in 8 or 16 bits can exceed it.
     pub f32_flops_per_second: Option<f64>,
+    /// The same of products of 16-bit values with f32 sums in the matrix unit, where there is one.
+    pub matrix16_flops_per_second: Option<f64>,
+}
+
+/// Which limit bounds a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Limit {
+    /// Moving all of its bytes.
+    Copy,
+    /// Reading what it reads.
+    Read,
+    /// f32 multiply-adds.
+    F32,
+    /// Products of 16-bit values in the matrix unit.
+    Matrix16,
 }
 
 /// Bytes of one operand of the bandwidth measurements: more than any cache.
@@ -26,54 +43,67 @@ const BYTES: usize = 256 << 20;
 const TIME: Duration = Duration::from_millis(400);
 
 impl Roofline {
-    /// Measures the device of `ctx`, in about a second. Needs half a gigabyte of its memory.
+    /// Measures the device of `ctx`, in about a second. Needs half a gigabyte of its memory, two on a GPU.
     ///
     /// # Errors
     /// [`Error::Allocation`](crate::Error::Allocation) or [`Error::Execution`](crate::Error::Execution).
     pub fn measure(ctx: &Context) -> Result<Roofline> {
-        let src = ctx.zeros(DType::F32, &[BYTES / 4])?;
-        let dst = ctx.zeros(DType::F32, &[BYTES / 4])?;
-        let host = ctx.device().info().backend == "cpu";
-        let copy = if host {
-            let src = src.host_slice::<f32>()?;
-            let mut dst = dst.host_slice_mut::<f32>()?;
-            best_seconds(|| {
-                dst.par_chunks_mut(PART).zip(src.par_chunks(PART)).for_each(|(d, s)| d.copy_from_slice(s));
-                Ok(())
-            })?
-        } else {
-            let mut encoder = ctx.encoder();
-            encoder.copy(&src, &dst)?;
-            let graph = encoder.finish()?;
-            best_seconds(|| graph.run())?
-        };
-        let mut roofline =
-            Roofline { copy_bytes_per_second: 2.0 * BYTES as f64 / copy, read_bytes_per_second: None, f32_flops_per_second: None };
-        if host {
-            let src = src.host_slice::<f32>()?;
-            let read = best_seconds(|| {
-                src.par_chunks(PART).for_each(host::sum);
-                Ok(())
-            })?;
-            roofline.read_bytes_per_second = Some(BYTES as f64 / read);
-            roofline.f32_flops_per_second = Some(host_fma_rate());
+        match ctx.device().info().backend.as_str() {
+            "cpu" => host_roofline(ctx),
+            "emulator" => Ok(Roofline { copy_bytes_per_second: copy_rate(ctx)?, ..Roofline::NONE }),
+            _ => super::gpu::measure(ctx),
         }
-        Ok(roofline)
     }
 
-    /// The shortest time in which the work can be done: the longest of reading `read` of its bytes, of moving all of them (both only
-    /// if they are in memory and not in a cache), and of its arithmetic. `None` if no limit applies or none was measured.
-    pub fn least_seconds(&self, cost: Cost, read: f64, in_memory: bool) -> Option<f64> {
-        let reading = self.read_bytes_per_second.map_or(0.0, |rate| read / rate);
-        let moving = in_memory.then(|| reading.max(cost.bytes / self.copy_bytes_per_second));
-        let computing = self.f32_flops_per_second.filter(|_| cost.flops > 0.0).map(|rate| cost.flops / rate);
-        match (moving, computing) {
-            (Some(a), Some(b)) => Some(a.max(b)),
-            // What is in a cache is bound by a bandwidth that is not known, unless its arithmetic says more.
-            (None, Some(b)) => (cost.flops > 16.0 * cost.bytes).then_some(b),
-            (a, None) => a,
-        }
+    /// No limit is known.
+    pub(super) const NONE: Roofline =
+        Roofline { copy_bytes_per_second: 0.0, read_bytes_per_second: None, f32_flops_per_second: None, matrix16_flops_per_second: None };
+
+    /// The shortest time in seconds in which the work can be done, and what bounds it: the longest of reading `read` of its bytes, of
+    /// moving all of them (both only if they are in memory and not in a cache), and of its arithmetic, with 16-bit products in the
+    /// `matrix` unit or else with f32. `None` if no limit applies or none was measured.
+    pub fn least_seconds(&self, cost: Cost, read: f64, in_memory: bool, matrix: bool) -> Option<(f64, Limit)> {
+        let moving = [
+            (self.copy_bytes_per_second > 0.0).then(|| (cost.bytes / self.copy_bytes_per_second, Limit::Copy)),
+            self.read_bytes_per_second.map(|rate| (read / rate, Limit::Read)),
+        ];
+        let moving = moving.into_iter().flatten().filter(|_| in_memory);
+        let matrix = self.matrix16_flops_per_second.filter(|_| matrix).map(|rate| (rate, Limit::Matrix16));
+        let computing = matrix.or(self.f32_flops_per_second.map(|rate| (rate, Limit::F32))).filter(|_| cost.flops > 0.0);
+        // What is in a cache is bound by a bandwidth that is not known, unless its arithmetic says more.
+        let computing = computing.filter(|_| in_memory || cost.flops > 16.0 * cost.bytes);
+        let computing = computing.map(|(rate, limit)| (cost.flops / rate, limit));
+        moving.chain(computing).max_by(|a, b| a.0.total_cmp(&b.0))
     }
+}
+
+/// Bytes per second of the backend's own copies.
+fn copy_rate(ctx: &Context) -> Result<f64> {
+    let (src, dst) = (ctx.zeros(DType::F32, &[BYTES / 4])?, ctx.zeros(DType::F32, &[BYTES / 4])?);
+    let mut encoder = ctx.encoder();
+    encoder.copy(&src, &dst)?;
+    let graph = encoder.finish()?;
+    Ok(2.0 * BYTES as f64 / best_seconds(|| graph.run())?)
+}
+
+fn host_roofline(ctx: &Context) -> Result<Roofline> {
+    let (src, dst) = (ctx.zeros(DType::F32, &[BYTES / 4])?, ctx.zeros(DType::F32, &[BYTES / 4])?);
+    let src = src.host_slice::<f32>()?;
+    let mut dst = dst.host_slice_mut::<f32>()?;
+    let copy = best_seconds(|| {
+        dst.par_chunks_mut(PART).zip(src.par_chunks(PART)).for_each(|(d, s)| d.copy_from_slice(s));
+        Ok(())
+    })?;
+    let read = best_seconds(|| {
+        src.par_chunks(PART).for_each(host::sum);
+        Ok(())
+    })?;
+    Ok(Roofline {
+        copy_bytes_per_second: 2.0 * BYTES as f64 / copy,
+        read_bytes_per_second: Some(BYTES as f64 / read),
+        f32_flops_per_second: Some(host_fma_rate()),
+        matrix16_flops_per_second: None,
+    })
 }
 
 /// Elements that one task of the host measurements handles: small enough to balance, large enough to stream.
@@ -221,29 +251,44 @@ fn host_fma_rate() -> f64 {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::Roofline;
+    use super::{Limit, Roofline};
     use crate::Context;
     use crate::catalogue::Cost;
 
-    const LIMITS: Roofline =
-        Roofline { copy_bytes_per_second: 100.0, read_bytes_per_second: Some(50.0), f32_flops_per_second: Some(1000.0) };
+    const LIMITS: Roofline = Roofline {
+        copy_bytes_per_second: 100.0,
+        read_bytes_per_second: Some(50.0),
+        f32_flops_per_second: Some(1000.0),
+        matrix16_flops_per_second: Some(4000.0),
+    };
 
-    fn least(bytes: f64, read: f64, flops: f64, in_memory: bool) -> Option<f64> {
-        LIMITS.least_seconds(Cost { bytes, flops }, read, in_memory)
+    fn least(bytes: f64, read: f64, flops: f64, in_memory: bool) -> Option<(f64, Limit)> {
+        LIMITS.least_seconds(Cost { bytes, flops }, read, in_memory, false)
     }
 
     #[test]
     fn the_tightest_limit_counts() {
-        assert_eq!(least(200.0, 100.0, 100.0, true), Some(2.0));
-        assert_eq!(least(200.0, 150.0, 100.0, true), Some(3.0));
-        assert_eq!(least(200.0, 20.0, 100.0, true), Some(2.0));
-        assert_eq!(least(100.0, 50.0, 5000.0, true), Some(5.0));
+        assert_eq!(least(200.0, 90.0, 100.0, true), Some((2.0, Limit::Copy)));
+        assert_eq!(least(200.0, 150.0, 100.0, true), Some((3.0, Limit::Read)));
+        assert_eq!(least(200.0, 20.0, 100.0, true), Some((2.0, Limit::Copy)));
+        assert_eq!(least(100.0, 45.0, 5000.0, true), Some((5.0, Limit::F32)));
+    }
+
+    #[test]
+    fn kernels_of_the_matrix_unit_have_its_limit() {
+        let cost = Cost { bytes: 100.0, flops: 8000.0 };
+        assert_eq!(LIMITS.least_seconds(cost, 45.0, true, true), Some((2.0, Limit::Matrix16)));
+        assert_eq!(LIMITS.least_seconds(cost, 150.0, true, true), Some((3.0, Limit::Read)));
+        // Without one, f32 is all there is.
+        let none = Roofline { matrix16_flops_per_second: None, ..LIMITS };
+        assert_eq!(none.least_seconds(cost, 45.0, true, true), Some((8.0, Limit::F32)));
+        assert_eq!(Roofline::NONE.least_seconds(cost, 45.0, true, true), None);
     }
 
     #[test]
     fn caches_have_no_memory_limit() {
         assert_eq!(least(200.0, 100.0, 100.0, false), None);
-        assert_eq!(least(100.0, 50.0, 5000.0, false), Some(5.0));
+        assert_eq!(least(100.0, 50.0, 5000.0, false), Some((5.0, Limit::F32)));
     }
 
     #[test]

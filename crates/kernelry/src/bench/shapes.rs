@@ -53,19 +53,19 @@ impl BenchShape {
     }
 }
 
-/// The shapes that `kernel` is measured at: those that its family lists (see [`Cases::bench`]), and else those of its cases that do the
-/// most work. Empty for a kernel without cases.
-pub fn shapes(kernel: &'static Kernel) -> Vec<BenchShape> {
+/// The shapes that `kernel` is measured at on a backend: those that its family lists (see [`Cases::bench`]), and else those of its cases
+/// that do the most work; on GPUs those that only they are fast enough for as well. Empty for a kernel without cases.
+pub fn shapes(kernel: &'static Kernel, backend: &str) -> Vec<BenchShape> {
     let Some(cases) = kernel.cases else { return Vec::new() };
     let mut list = Cases::new(kernel, INTENSITY);
     cases(&mut list);
-    if list.benches.is_empty() {
-        return largest(kernel, list.list);
-    }
-    let mut chosen = Vec::new();
-    for case in list.benches {
+    let gpu = matches!(backend, "cuda" | "metal");
+    let (large, everywhere): (Vec<Case>, Vec<Case>) = list.benches.into_iter().partition(|c| c.gpus_only);
+    let mut chosen = if everywhere.is_empty() { largest(kernel, list.list) } else { Vec::new() };
+    for case in everywhere.into_iter().chain(large.into_iter().filter(|_| gpu)) {
         let text = case.label().to_owned();
-        if kernel.has_fast_math() && case.math == Math::Precise {
+        // Texts compute the same in both modes.
+        if backend == "cpu" && kernel.has_fast_math() && case.math == Math::Precise {
             let mut fast = case.clone();
             fast.fast();
             chosen.extend(BenchShape::new(kernel, case, text.clone()));
@@ -114,16 +114,31 @@ mod tests {
     use crate::catalogue;
     use crate::conformance::Cases;
     use crate::ops::norm::NormParams;
+    use crate::registry::Math;
 
     #[test]
     fn every_tested_kernel_has_a_shape_with_work() {
         for kernel in catalogue::builtin().iter().filter(|k| k.is_tested()) {
-            let list = shapes(kernel);
+            let list = shapes(kernel, "cpu");
             assert!(!list.is_empty(), "{} has no bench shape", kernel.name());
             for shape in &list {
                 assert!(shape.cost().bytes > 0.0, "{} {}: no bytes", kernel.name(), shape.text());
             }
         }
+    }
+
+    #[test]
+    fn gpus_have_larger_shapes_and_one_mode() {
+        let texts = |name: &str, backend: &str| -> Vec<(String, Math)> {
+            shapes(catalogue::find(name).unwrap(), backend).iter().map(|s| (s.text().to_owned(), s.math())).collect()
+        };
+        let at = |m: u32, math| (format!("m={m} n=14336 k=4096"), math);
+        let name = "kernel_mul_mm_q4_0_f32";
+        assert_eq!(texts(name, "cpu"), [at(512, Math::Precise), at(512, Math::Fast)]);
+        assert_eq!(texts(name, "cuda"), [at(512, Math::Precise), at(4096, Math::Precise)]);
+        // The largest cases stay where only shapes for GPUs are listed.
+        let (cpu, gpu) = (texts("elementwise_add_f32", "cpu"), texts("elementwise_add_f32", "cuda"));
+        assert!(!cpu.is_empty() && gpu.starts_with(&cpu) && gpu.len() == cpu.len() + 1, "{cpu:?} {gpu:?}");
     }
 
     #[test]
@@ -140,7 +155,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_not_counted_as_read() {
-        let shape = &shapes(catalogue::find("rms_norm_f32").unwrap())[0];
+        let shape = &shapes(catalogue::find("rms_norm_f32").unwrap(), "cpu")[0];
         let [rows, dim] = [0, 4].map(|at| f64::from(u32::from_ne_bytes(shape.params()[at..at + 4].try_into().unwrap())));
         assert_eq!((shape.read, shape.cost.bytes), (4.0 * (rows * dim + dim), 4.0 * (2.0 * rows * dim + dim)));
     }

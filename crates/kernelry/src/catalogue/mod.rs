@@ -16,8 +16,8 @@ pub use params::{NoParams, ParamField, ParamKind, ParamLayout, ParamSpec, Params
 #[doc(hidden)]
 pub use params::{field_spec as params_field, layout as params_layout};
 pub use shape::{Dims, Shape};
-pub(crate) use text::assemble;
 pub use text::{Instance, Text};
+pub(crate) use text::{assemble, standalone};
 
 use std::sync::LazyLock;
 

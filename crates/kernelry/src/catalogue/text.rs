@@ -59,6 +59,13 @@ pub(crate) fn assemble(instance: &Instance) -> String {
     out
 }
 
+/// A file with its includes, for kernels that are in no entry.
+pub(crate) fn standalone(text: &Text) -> String {
+    let mut out = String::new();
+    include(&mut out, text, &mut BTreeSet::new());
+    out
+}
+
 fn declare(out: &mut String, kernel: &Kernel, seen: &mut BTreeSet<&'static str>) {
     if seen.insert(kernel.params().name) {
         out.push_str(&kernel.params().c_declaration());

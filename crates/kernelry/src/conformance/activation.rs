@@ -83,6 +83,7 @@ fn flat(c: &mut Cases, edges_of: &[&'static str], aliases: &[&'static str]) {
     for rows in [1, 512] {
         c.bench(format!("n={rows}*14336"), ActivationParams { n: rows * 14336 });
     }
+    c.bench("n=8192*4096", ActivationParams { n: 8192 * 4096 }).on_gpus();
 }
 
 pub(crate) fn sigmoid_mul_cases(c: &mut Cases) {

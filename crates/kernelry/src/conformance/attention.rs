@@ -304,6 +304,20 @@ pub(crate) fn sdpa_cases(c: &mut Cases) {
         };
         c.bench(format!("H=32/8 D=128 Sq={seq_len} n=4096"), params);
     }
+    for (n_kv_heads, head_dim) in [(4, 128), (4, 256), (2, 512)] {
+        let params = SdpaParams {
+            batch: 1,
+            n_heads: 16,
+            n_kv_heads,
+            head_dim,
+            seq_len: 8192,
+            kv_capacity: 8192,
+            do_causal: 1,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            kv_seq_len: StepU32::new(8192),
+        };
+        c.bench(format!("S=8192 H=16/{n_kv_heads} D={head_dim}"), params).on_gpus();
+    }
 }
 
 pub(crate) fn sdpa_decode_cases(c: &mut Cases) {
@@ -385,6 +399,9 @@ pub(crate) fn decode_cases(c: &mut Cases) {
     for (d, n) in [(64, 32768), (128, 4096), (128, 32768)] {
         c.bench(format!("H=16/4 D={d} n={n}"), params(16, 4, d, n, n, 0, 0.0));
     }
+    for (n_kv_heads, d) in [(4, 256), (2, 512)] {
+        c.bench(format!("H=16/{n_kv_heads} D={d} n=32768"), params(16, n_kv_heads, d, 32768, 32768, 0, 0.0)).on_gpus();
+    }
 }
 
 pub(crate) fn prefill_cases(c: &mut Cases) {
@@ -426,6 +443,9 @@ pub(crate) fn prefill_cases(c: &mut Cases) {
     }
     for (d, n) in [(64, 8192), (128, 512), (128, 8192)] {
         c.bench(format!("S={n} H=16/4 D={d}"), params(n, 16, 4, d, n, n, 0, 0.0));
+    }
+    for (n_kv_heads, d) in [(4, 256), (2, 512)] {
+        c.bench(format!("S=8192 H=16/{n_kv_heads} D={d}"), params(8192, 16, n_kv_heads, d, 8192, 8192, 0, 0.0)).on_gpus();
     }
 }
 

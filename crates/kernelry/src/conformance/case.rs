@@ -43,7 +43,7 @@ impl Cases {
 
     /// Adds a shape at which the kernel is measured and not checked, such as the projection of a large model for which the reference
     /// would take minutes. `label` is the shape as reports show it: `m=1 n=14336 k=4096`. Kernels with a fast mode are measured in both
-    /// modes. A kernel without such shapes is measured at its largest cases.
+    /// modes by the CPU. A kernel without such shapes, those for GPUs alone not counted, is measured at its largest cases.
     pub fn bench<P: Params>(&mut self, label: impl Into<String>, params: P) -> &mut Case {
         push_case(&mut self.benches, label.into(), params)
     }
@@ -59,6 +59,7 @@ fn push_case<P: Params>(list: &mut Vec<Case>, label: String, params: P) -> &mut 
         constants: Vec::new(),
         math: Math::Precise,
         exact: false,
+        gpus_only: false,
     });
     let last = list.len() - 1;
     &mut list[last]
@@ -75,6 +76,7 @@ pub struct Case {
     pub(crate) constants: Vec<(u32, ConstantValue)>,
     pub(crate) math: Math,
     pub(crate) exact: bool,
+    pub(crate) gpus_only: bool,
 }
 
 impl Case {
@@ -110,6 +112,12 @@ impl Case {
     /// Uses the math mode `fast`.
     pub fn fast(&mut self) -> &mut Case {
         self.math = Math::Fast;
+        self
+    }
+
+    /// Of a shape to measure: only on GPUs, because a CPU would take minutes.
+    pub fn on_gpus(&mut self) -> &mut Case {
+        self.gpus_only = true;
         self
     }
 

@@ -11,6 +11,8 @@ pub(crate) fn binary(r: &mut Reference<'_>) {
     r.expect("out", out, Tolerance::EXACT);
 }
 
+/// A prompt of 8192 tokens, 4096 wide.
+const PROMPT: u32 = 8192 * 4096;
 /// Lengths around vectors, blocks and tasks.
 const LENGTHS: [u32; 12] = [5, 1, 3, 15, 16, 17, 127, 129, 255, 257, 4097, 10_001];
 
@@ -60,6 +62,7 @@ pub(crate) fn binary_cases(c: &mut Cases) {
         c.add("residual of a prefill", ElementwiseParams { n: 2048 * 2816 });
         c.add("past 2^24", ElementwiseParams { n: (1 << 24) + 1 });
     }
+    c.bench("n=8192*4096", ElementwiseParams { n: PROMPT }).on_gpus();
 }
 
 pub(crate) fn cast(r: &mut Reference<'_>) {
@@ -76,6 +79,7 @@ pub(crate) fn cast_cases(c: &mut Cases) {
     if c.intensity >= 2 {
         c.add("model shape", ElementwiseParams { n: 2455 * 16 * 256 });
     }
+    c.bench("n=8192*4096", ElementwiseParams { n: PROMPT }).on_gpus();
 }
 
 pub(crate) fn scalar_mul(r: &mut Reference<'_>) {
@@ -94,6 +98,7 @@ pub(crate) fn scalar_mul_cases(c: &mut Cases) {
     if c.intensity >= 2 {
         c.add("model shape", ScalarMulParams { n: 4096 * 4096, scalar: 0.088_388_35 });
     }
+    c.bench("n=8192*4096", ScalarMulParams { n: PROMPT, scalar: 0.088_388_35 }).on_gpus();
 }
 
 pub(crate) fn add_bias(r: &mut Reference<'_>) {
@@ -110,4 +115,5 @@ pub(crate) fn add_bias_cases(c: &mut Cases) {
     if c.intensity >= 2 {
         c.add("model shape", AddBiasParams { rows: 512, cols: 5120 });
     }
+    c.bench("rows=8192 cols=4096", AddBiasParams { rows: 8192, cols: 4096 }).on_gpus();
 }

@@ -101,6 +101,10 @@ pub(crate) fn batched_cases(c: &mut Cases) {
     }
     let m = if c.kernel().contains("gemv") { 1 } else { 512 };
     c.bench(format!("m={m} n=4096 k=4096"), BatchedMatmulParams { m, n: 4096, k: 4096, batch: 1, weights: 1 });
+    for m in if m == 1 { &[1][..] } else { &[512, 4096] } {
+        let p = BatchedMatmulParams { m: *m, n: 14336, k: 4096, batch: 1, weights: 1 };
+        c.bench(format!("m={m} n=14336 k=4096"), p).on_gpus();
+    }
 }
 
 pub(crate) fn single_cases(c: &mut Cases) {
@@ -121,4 +125,7 @@ pub(crate) fn single_cases(c: &mut Cases) {
     }
     let m = if c.kernel().contains("matvec") { 1 } else { 512 };
     c.bench(format!("m={m} n=4096 k=4096"), MatmulParams { m, n: 4096, k: 4096 });
+    for m in if m == 1 { &[1][..] } else { &[512, 4096] } {
+        c.bench(format!("m={m} n=14336 k=4096"), MatmulParams { m: *m, n: 14336, k: 4096 }).on_gpus();
+    }
 }

@@ -26,4 +26,4 @@ pub use case::{Case, Cases, CasesFn, Input};
 pub use compare::Tolerance;
 pub use negative::check_rejections;
 pub use runner::{Outcome, Reference, ReferenceFn, case_labels, run_case, run_kernel};
-pub(crate) use runner::{dims_of, make_inputs};
+pub(crate) use runner::{dims_of, make_periodic_inputs};

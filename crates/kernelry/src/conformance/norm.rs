@@ -78,6 +78,7 @@ fn shapes<P: Params>(c: &mut Cases, params: impl Fn(u32, u32) -> P) {
     for rows in [1, 512] {
         c.bench(format!("rows={rows} dim=4096"), params(rows, 4096));
     }
+    c.bench("rows=8192 dim=4096", params(8192, 4096)).on_gpus();
 }
 
 fn plain(rows: u32, dim: u32) -> NormParams {

@@ -159,6 +159,9 @@ pub(crate) fn mul_mm_f16_cases(c: &mut Cases) {
     c.add("exact", MulMmParams::single(35, 67, 100)).input("weight", Input::Integers(-4, 4)).input("x", Input::Integers(-4, 4)).exact();
     c.add("large activations", MulMmParams::single(2, 9, 64)).input("x", Input::Uniform(-1e5, 1e5));
     c.add("a row of NaN", MulMmParams::single(5, 9, 64)).input("x", with_nan_row(64));
+    for m in [512, 4096] {
+        c.bench(format!("m={m} n=14336 k=4096"), MulMmParams::single(m, 14336, 4096)).on_gpus();
+    }
 }
 
 pub(crate) fn mul_mv_ext(r: &mut Reference<'_>) {
@@ -255,6 +258,9 @@ pub(crate) fn mul_mv_cases(c: &mut Cases) {
         c.add("a model's projection, fast", MulMvParams::single(1, 2112, 2816)).input("weight", block.random()).fast();
     }
     c.bench("m=1 n=14336 k=4096", MulMvParams::single(1, 14336, 4096)).input("weight", block.random());
+    for m in [4, 8] {
+        c.bench(format!("m={m} n=14336 k=4096"), MulMvParams::single(m, 14336, 4096)).input("weight", block.random()).on_gpus();
+    }
 }
 
 pub(crate) fn mul_mv_ext_cases(c: &mut Cases) {
@@ -271,7 +277,9 @@ pub(crate) fn mul_mv_ext_cases(c: &mut Cases) {
     c.add("a row of NaN", small(5)).input("weight", block.random()).input("x", with_nan_row(3 * unit));
     c.add("fast exact", small(5)).input("weight", block.integers()).input("x", integers_with_127()).fast().exact();
     c.add("fast", small(8)).input("weight", block.random()).fast();
-    c.bench("m=4 n=14336 k=4096", MulMvExtParams { m: 4, n: 14336, k: 4096, batch: 1 }).input("weight", block.random());
+    let projection = |m| MulMvExtParams { m, n: 14336, k: 4096, batch: 1 };
+    c.bench("m=4 n=14336 k=4096", projection(4)).input("weight", block.random());
+    c.bench("m=8 n=14336 k=4096", projection(8)).input("weight", block.random()).on_gpus();
 }
 
 pub(crate) fn mul_mm_cases(c: &mut Cases) {
@@ -307,6 +315,7 @@ pub(crate) fn mul_mm_cases(c: &mut Cases) {
         c.add("a model's projection, fast", MulMmParams::single(64, 2112, 2816)).input("weight", block.random()).fast();
     }
     c.bench("m=512 n=14336 k=4096", MulMmParams::single(512, 14336, 4096)).input("weight", block.random());
+    c.bench("m=4096 n=14336 k=4096", MulMmParams::single(4096, 14336, 4096)).input("weight", block.random()).on_gpus();
 }
 
 pub(crate) fn dequant_cases(c: &mut Cases) {

@@ -269,18 +269,31 @@ fn compare(kernel: &Kernel, case: &Case, results: &[Option<Vec<u8>>], expected: 
     Ok(())
 }
 
-pub(crate) fn make_inputs(kernel: &Kernel, case: &Case, seed: u64) -> Result<Vec<Option<Vec<u8>>>> {
+fn make_inputs(kernel: &Kernel, case: &Case, seed: u64) -> Result<Vec<Option<Vec<u8>>>> {
+    make_periodic_inputs(kernel, case, seed, usize::MAX)
+}
+
+/// As [`make_inputs`], but random elements repeat after `period` of them: for measuring, where making them would take longer than the kernel.
+pub(crate) fn make_periodic_inputs(kernel: &Kernel, case: &Case, seed: u64, period: usize) -> Result<Vec<Option<Vec<u8>>>> {
     let mut data = Vec::new();
     for (i, binding) in kernel.bindings().iter().enumerate() {
         if case.absent.contains(&binding.name()) {
             data.push(None);
             continue;
         }
-        let len = dims_of(kernel, i, &case.params)?.iter().product();
+        let len: usize = dims_of(kernel, i, &case.params)?.iter().product();
         // Each binding has its own stream, so that adding one to an entry leaves the others as they were.
         let mut rng = fastrand::Rng::with_seed(seed ^ (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let input = case.inputs.iter().rev().find(|(name, _)| *name == binding.name()).map(|(_, input)| input.clone());
-        data.push(Some(input.unwrap_or_else(|| Input::default_for(binding.dtype())).make(&mut rng, binding.dtype(), len)));
+        let input = input.unwrap_or_else(|| Input::default_for(binding.dtype()));
+        // What a function makes may have a structure.
+        let distinct = if matches!(input, Input::Custom(_)) { len } else { len.min(period) };
+        let mut bytes = input.make(&mut rng, binding.dtype(), distinct);
+        let all = len * binding.dtype().size();
+        while bytes.len() < all {
+            bytes.extend_from_within(..bytes.len().min(all - bytes.len()));
+        }
+        data.push(Some(bytes));
     }
     Ok(data)
 }

@@ -85,6 +85,7 @@ pub(crate) fn argmax_cases(c: &mut Cases) {
     if c.intensity >= 2 {
         c.add("vocabulary", RowsParams { rows: 1, cols: 262_144 });
     }
+    c.bench("rows=1 cols=151936", RowsParams { rows: 1, cols: 151_936 }).on_gpus();
 }
 
 pub(crate) fn top_k(r: &mut Reference<'_>) {
@@ -110,6 +111,7 @@ pub(crate) fn top_k_cases(c: &mut Cases) {
     if c.intensity >= 2 {
         c.add("vocabulary", TopKParams { n: 262_144, k: 64 });
     }
+    c.bench("n=151936 k=64", TopKParams { n: 151_936, k: 64 }).on_gpus();
 }
 
 pub(crate) fn softmax_sample(r: &mut Reference<'_>) {
@@ -163,4 +165,5 @@ pub(crate) fn softmax_sample_cases(c: &mut Cases) {
     if c.intensity >= 2 {
         c.add("vocabulary", params(262_144, 1.0, 0.500_001)).input("x", Input::Values(vec![0.0]));
     }
+    c.bench("n=151936", params(151_936, 1.0, 0.5)).on_gpus();
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString, c_void};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use cudarc::driver::sys;
 use parking_lot::Mutex;
@@ -39,6 +40,7 @@ const SYMBOLS: &[&str] = &[
     "cuEventRecord",
     "cuEventSynchronize",
     "cuEventDestroy_v2",
+    "cuEventElapsedTime",
     "cuGraphInstantiateWithFlags",
     "cuGraphLaunch",
     "cuGraphDestroy",
@@ -84,6 +86,19 @@ fn describe(status: sys::CUresult) -> String {
 pub(super) fn start() -> Result<i32, String> {
     static STARTED: OnceLock<Result<i32, String>> = OnceLock::new();
     STARTED.get_or_init(try_start).clone()
+}
+
+/// Version of the driver in words: its own number, where the system tells it, and the newest CUDA that it serves.
+pub(super) fn version() -> String {
+    let cuda = start().map_or_else(|_| "unknown".into(), |v| format!("CUDA {}.{}", v / 1000, v % 1000 / 10));
+    let module = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+    module_version(&module).map_or(cuda.clone(), |own| format!("{own}, {cuda}"))
+}
+
+/// The number in what the kernel module says of itself: `NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 ...`.
+fn module_version(text: &str) -> Option<&str> {
+    let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c == '.' || c.is_ascii_digit());
+    text.lines().next()?.split_whitespace().find(is_version)
 }
 
 fn try_start() -> Result<i32, String> {
@@ -285,6 +300,30 @@ impl Gpu {
         // SAFETY: the graph was made in this context.
         check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.0, self.stream) })
     }
+
+    /// Runs a graph `runs` times after one run to start with, and gives the times between events on the stream. While the first runs, the
+    /// others are submitted: the device never waits for the host.
+    pub(super) fn time_graph(&self, graph: &Graph, runs: usize) -> Result<Vec<Duration>> {
+        self.enter()?;
+        let events = (0..=runs).map(|_| Event::new()).collect::<Result<Vec<_>>>()?;
+        self.launch_graph(graph)?;
+        for (i, event) in events.iter().enumerate() {
+            if i > 0 {
+                self.launch_graph(graph)?;
+            }
+            // SAFETY: the event and the stream are live.
+            check("cuEventRecord", unsafe { sys::cuEventRecord(event.0, self.stream) })?;
+        }
+        self.synchronize()?;
+        let between = |pair: &[Event]| {
+            let [begin, end] = pair else { return Ok(Duration::ZERO) };
+            let mut milliseconds = 0.0f32;
+            // SAFETY: both events have been recorded and reached; the result is a variable of the type that the call fills.
+            check("cuEventElapsedTime", unsafe { sys::cuEventElapsedTime(&mut milliseconds, begin.0, end.0) })?;
+            Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
+        };
+        events.windows(2).map(between).collect()
+    }
 }
 
 impl Drop for Gpu {
@@ -328,6 +367,26 @@ unsafe fn new_stage() -> Result<Stage> {
     Ok(Stage { memory: memory.cast(), event })
 }
 
+/// A point on a stream, with its time.
+struct Event(sys::CUevent);
+
+impl Event {
+    /// A context is current.
+    fn new() -> Result<Event> {
+        let mut event = std::ptr::null_mut();
+        // SAFETY: the result is a variable of the type that the call fills; without a context the call fails.
+        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, sys::CUevent_flags::CU_EVENT_DEFAULT as u32) })?;
+        Ok(Event(event))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: made by us; the driver frees it once it has been reached.
+        let _ = unsafe { sys::cuEventDestroy_v2(self.0) };
+    }
+}
+
 /// A captured command list.
 pub(super) struct Graph(sys::CUgraphExec);
 // SAFETY: as for every handle.
@@ -339,5 +398,19 @@ impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: made by us; a graph that still runs is destroyed after it has ended.
         let _ = unsafe { sys::cuGraphExecDestroy(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::module_version;
+
+    #[test]
+    fn the_number_of_the_kernel_module() {
+        let open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (root@host)\nGCC version: 12.2.0\n";
+        assert_eq!(module_version(open), Some("580.65.06"));
+        let closed = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.12  Wed Sep 20 09:35:17 UTC 2023\n";
+        assert_eq!(module_version(closed), Some("535.104.12"));
+        assert_eq!(module_version(""), None);
     }
 }

@@ -11,6 +11,7 @@ mod nvrtc_find;
 
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cudarc::driver::sys;
 use driver::{Gpu, Graph, check};
@@ -39,7 +40,7 @@ impl CudaBackend {
     pub fn new(index: u32) -> Result<CudaBackend> {
         let gpu = Arc::new(Gpu::open(i32::try_from(index).unwrap_or(i32::MAX))?);
         let compiler = CudaCompiler::new(&gpu);
-        let info = DeviceInfo::new("cuda", gpu.name.clone(), compiler.arch(), gpu.memory, gpu.units);
+        let info = DeviceInfo::new("cuda", gpu.name.clone(), compiler.arch(), gpu.memory, gpu.units).with_driver(driver::version());
         Ok(CudaBackend { info, gpu, compiler })
     }
 
@@ -149,6 +150,10 @@ impl Replay for CudaReplay {
     fn run(&self) -> Result<Box<dyn Pending>> {
         self.gpu.launch_graph(&self.graph)?;
         Ok(Box::new(CudaPending { gpu: self.gpu.clone(), _commands: self.commands.clone() }))
+    }
+
+    fn run_timed(&self, runs: usize) -> Result<Option<Vec<Duration>>> {
+        self.gpu.time_graph(&self.graph, runs).map(Some)
     }
 }
 
