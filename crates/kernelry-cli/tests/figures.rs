@@ -1,13 +1,11 @@
 //! The table of the README says what the figures under `bench/` say. With `KERNELRY_WRITE_README=1` it is written instead.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-
-const START: &str = "<!-- figures of bench/cpu: start -->\n";
-const END: &str = "<!-- figures of bench/cpu: end -->\n";
 
 /// Kernels besides the products with blocks: kernel, shape, what it is.
 const OTHERS: [(&str, &str, &str); 9] = [
@@ -28,7 +26,7 @@ fn root() -> PathBuf {
 
 /// A measured file; none before the first measurement.
 fn data(name: &str) -> Option<Value> {
-    let path = root().join("bench/cpu").join(name);
+    let path = root().join("bench").join(name);
     let text = std::fs::read_to_string(&path).ok()?;
     Some(serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
 }
@@ -50,8 +48,8 @@ fn rate(row: &Value, field: &str) -> String {
     format!("{:.*}{share}", usize::from(number(row, field) < 100.0), number(row, field))
 }
 
-fn table() -> String {
-    let (Some(report), Some(tests)) = (data("kernels.json"), data("model.json")) else {
+fn cpu_table() -> String {
+    let (Some(report), Some(tests)) = (data("cpu/kernels.json"), data("cpu/model.json")) else {
         return "Not measured yet: `bench/run` measures the CPU of a machine and writes the table that stands here.\n".into();
     };
     let limit = |name: &str| report["roofline"][name].as_f64().unwrap() / 1e9;
@@ -88,10 +86,14 @@ fn table() -> String {
         let (bytes, flops) = (number(row, "gb_s"), number(row, "gflop_s"));
         writeln!(text, "| `{kernel}` | {shape} | {what} | {time} | {bytes:.1} | {flops:.1} | {share} |").unwrap();
     }
-    text += "\n| model | prompt | generation |\n|---|---|---|\n";
+    text + &model_table(&tests)
+}
+
+fn model_table(tests: &Value) -> String {
+    let mut text = "\n| model | prompt | generation |\n|---|---|---|\n".to_owned();
     let tests = tests.as_array().unwrap();
     let cell = |prompt: bool| {
-        let test = tests.iter().find(|t| (t["n_prompt"] != 0) == prompt).expect("bench/cpu/model.json has both tests");
+        let test = tests.iter().find(|t| (t["n_prompt"] != 0) == prompt).expect("model.json has both tests");
         let mut rates: Vec<f64> = test["samples_ts"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
         rates.sort_by(f64::total_cmp);
         let tokens = if prompt { &test["n_prompt"] } else { &test["n_gen"] };
@@ -101,31 +103,174 @@ fn table() -> String {
     text
 }
 
+/// Rows of the H200's second table: begin and end of the names of our kernels, shape, type and shape of peers' rows, what it is.
+const GPU_ROWS: [(&str, &str, &str, [&str; 3], &str); 13] = [
+    (
+        "attention_prefill_",
+        "16kv",
+        "S=8192 H=16/4 D=128",
+        ["attention", "16-bit", "S=8192 n=8192 H=16/4 D=128"],
+        "causal attention, 8192 tokens, heads of 128",
+    ),
+    ("attention_prefill_", "16kv", "S=8192 H=16/4 D=256", ["attention", "16-bit", "S=8192 n=8192 H=16/4 D=256"], "the same, heads of 256"),
+    ("attention_prefill_", "16kv", "S=8192 H=16/2 D=512", ["attention", "16-bit", "S=8192 n=8192 H=16/2 D=512"], "the same, heads of 512"),
+    (
+        "flash_attn_vec_",
+        "16kv_dk128",
+        "H=16/4 n=32768 nwg=66",
+        ["attention", "16-bit", "S=1 n=32768 H=16/4 D=128"],
+        "attention of one token, 32768 keys, heads of 128",
+    ),
+    (
+        "flash_attn_vec_",
+        "16kv_dk256",
+        "H=16/4 n=32768 nwg=66",
+        ["attention", "16-bit", "S=1 n=32768 H=16/4 D=256"],
+        "the same, heads of 256",
+    ),
+    (
+        "flash_attn_vec_",
+        "16kv_dk512",
+        "H=16/2 n=32768 nwg=66",
+        ["attention", "16-bit", "S=1 n=32768 H=16/2 D=512"],
+        "the same, heads of 512",
+    ),
+    ("rms_norm_f32", "", "rows=8192 dim=4096", ["rms_norm", "f32", "rows=8192 dim=4096"], "RMS norm of 8192 rows"),
+    ("fused_residual_norm_f32", "", "rows=8192 dim=4096", ["", "", ""], "residual addition and RMS norm of 8192 rows"),
+    ("elementwise_add_f32", "", "n=8192*4096", ["", "", ""], "sum of two f32 matrices"),
+    ("elementwise_mul_bf16", "", "n=8192*4096", ["", "", ""], "product of two bf16 matrices"),
+    ("rope_neox_f32", "", "seq_len=512 n_heads=32 head_dim=128", ["", "", ""], "rotation of 512 tokens"),
+    ("softmax_f32", "", "rows=8192 cols=1024", ["", "", ""], "softmax of 8192 rows"),
+    ("softmax_sample_f32", "", "n=151936", ["", "", ""], "draw from a vocabulary of 151936"),
+];
+
+/// Our shortest row among the kernels whose names begin and end so.
+fn fastest<'a>(report: &'a Value, begin: &str, end: &str, shape: &str) -> Option<&'a Value> {
+    let rows = report["results"].as_array().unwrap().iter().filter(|r| r["error"].is_null() && r["shape"] == shape);
+    let named = rows.filter(|r| r["kernel"].as_str().is_some_and(|k| k.starts_with(begin) && k.ends_with(end)));
+    named.min_by(|a, b| number(a, "p50_us").total_cmp(&number(b, "p50_us")))
+}
+
+/// Name and microseconds of the fastest peer, of those measured beside ours and before.
+fn fastest_peer(files: &[Value], [op, ty, shape]: [&str; 3]) -> Option<(String, f64)> {
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<BTreeSet<_>>();
+    let rows = files.iter().flat_map(|f| f["results"].as_array().unwrap());
+    let same = rows.filter(|r| r["op"] == op && r["type"] == ty && words(r["shape"].as_str().unwrap()) == words(shape));
+    let fastest = same.min_by(|a, b| number(a, "us").total_cmp(&number(b, "us")))?;
+    Some((fastest["peer"].as_str().unwrap().to_owned(), number(fastest, "us")))
+}
+
+fn h200_table() -> String {
+    let Some(report) = data("h200/kernels.json") else {
+        return "Not measured yet: `bench/run --device cuda` measures the GPU of a machine and writes the table that stands here.\n".into();
+    };
+    let peers: Vec<Value> = ["peers/h200.json", "h200/peers.json"].into_iter().filter_map(data).collect();
+    let limit = |name: &str, what: &str, scale: f64, unit: &str| {
+        report["roofline"][name].as_f64().map(|rate| format!("{what} {:.0} {unit}", rate / scale))
+    };
+    let limits = [
+        limit("copy_bytes_per_second", "copy", 1e9, "GB/s"),
+        limit("read_bytes_per_second", "read", 1e9, "GB/s"),
+        limit("f32_flops_per_second", "f32", 1e12, "TFLOP/s"),
+        limit("matrix16_flops_per_second", "16-bit matrix unit", 1e12, "TFLOP/s"),
+    ];
+    let limits: Vec<String> = limits.into_iter().flatten().collect();
+    let driver = [&report["device"]["driver"], &report["driver"]].into_iter().find_map(|d| d.as_str()).unwrap_or("unknown");
+    let mut text = format!(
+        "Measured on {}, driver {driver}, at commit {} by `{}`. Limits measured in the same run: {}; percentages are of what \
+         they allow. Medians; all rows are in [bench/h200](bench/h200). After the stroke the fastest of the peers in [bench/peers](bench/peers) and \
+         bench/h200/peers.json, at our counts of bytes and operations.\n",
+        report["device"]["name"].as_str().unwrap(),
+        report["commit"].as_str().expect("figures name the commit that was measured"),
+        report["command"].as_str().expect("figures name their command"),
+        limits.join(", "),
+    );
+    let cell = |found: Option<&Value>, peer: [&str; 3], work: &str, scale: f64| {
+        let Some(row) = found else { return "-".to_owned() };
+        let rate = |us: f64| number(row, work) / us * 1e6 / scale;
+        let share = row["roofline_pct"].as_f64().map_or_else(String::new, |p| format!(" ({p:.0} %)"));
+        let peer = fastest_peer(&peers, peer).map_or_else(String::new, |(name, us)| format!(" / {:.0} {name}", rate(us)));
+        format!("{:.0}{share}{peer}", rate(number(row, "p50_us")))
+    };
+    let mut products = String::new();
+    for ty in ["q4_0", "q8_0", "q5_1", "iq4_nl", "q4_K", "q5_K", "q6_K", "f16", "bf16"] {
+        let names = |m: u32| match (ty, m) {
+            ("f16" | "bf16", 1) => vec![format!("dense_matvec_{ty}"), format!("dense_gemv_{ty}")],
+            ("f16" | "bf16", _) => vec![format!("hf2q_dense_mm_{ty}")],
+            (_, 1) => vec![format!("kernel_mul_mv_{ty}")],
+            (_, 2..=8) => vec![format!("kernel_mul_mv_{ty}"), format!("kernel_mul_mv_ext_{ty}")],
+            _ => vec![format!("kernel_mul_mm_{ty}")],
+        };
+        let cells = [1, 4, 8, 512, 4096].map(|m| {
+            let shape = format!("m={m} n=14336 k=4096");
+            let found = names(m)
+                .iter()
+                .filter_map(|begin| fastest(&report, begin, "", &shape))
+                .min_by(|a, b| number(a, "p50_us").total_cmp(&number(b, "p50_us")));
+            let (work, scale) = if m <= 8 { ("bytes", 1e9) } else { ("flops", 1e12) };
+            cell(found, ["matmul", ty, &shape], work, scale)
+        });
+        if cells.iter().any(|c| c != "-") {
+            writeln!(products, "| {ty} | {} |", cells.join(" | ")).unwrap();
+        }
+    }
+    if !products.is_empty() {
+        text += "\n| weights, 14336 x 4096 | one row, GB/s | 4 rows, GB/s | 8 rows, GB/s | 512 rows, TFLOP/s | 4096 rows, TFLOP/s |\n|---|---|---|---|---|---|\n";
+        text += &products;
+    }
+    text += "\n| kernel | shape | what | median | GB/s | TFLOP/s | of the roofline | fastest peer |\n|---|---|---|---|---|---|---|---|\n";
+    for (begin, end, shape, peer, what) in GPU_ROWS {
+        let Some(row) = fastest(&report, begin, end, shape) else { continue };
+        let (name, alone) = (row["kernel"].as_str().unwrap(), number(row, "p50_us"));
+        // Partitions of keys are not done before they are joined.
+        let (join, dim) = (name.starts_with("flash_attn_vec_"), end.rsplit('k').next().unwrap_or_default());
+        let us = if join {
+            let Some(join) = fastest(&report, &format!("flash_attn_vec_reduce_dk{dim}"), "", "rows=16 nwg=66") else { continue };
+            alone + number(join, "p50_us")
+        } else {
+            alone
+        };
+        let share = row["roofline_pct"].as_f64().map_or_else(|| "in cache".into(), |p| format!("{:.0} %", p * alone / us));
+        let peer = fastest_peer(&peers, peer).map_or_else(|| "-".into(), |(name, us)| format!("{us:.1} µs, {name}"));
+        let (bytes, flops) = (number(row, "bytes") / us / 1e3, number(row, "flops") / us / 1e6);
+        let name = if join { format!("`{name}` and its reduction") } else { format!("`{name}`") };
+        writeln!(text, "| {name} | {shape} | {what} | {us:.1} µs | {bytes:.0} | {flops:.1} | {share} | {peer} |").unwrap();
+    }
+    text + &data("h200/model.json").map_or_else(String::new, |tests| model_table(&tests))
+}
+
 #[test]
 fn the_readme_has_the_figures() {
     let path = root().join("README.md");
-    let readme = std::fs::read_to_string(&path).unwrap();
-    let start = readme.find(START).expect("README.md has the start of the table") + START.len();
-    let end = readme.find(END).expect("README.md has the end of the table");
-    let table = table();
+    let before = std::fs::read_to_string(&path).unwrap();
+    let mut readme = before.clone();
+    for (folder, table) in [("cpu", cpu_table()), ("h200", h200_table())] {
+        let [start, end] = ["start", "end"].map(|side| format!("<!-- figures of bench/{folder}: {side} -->\n"));
+        let from = readme.find(&start).expect("README.md has the start of the table") + start.len();
+        let to = readme.find(&end).expect("README.md has the end of the table");
+        readme.replace_range(from..to, &table);
+    }
     if std::env::var_os("KERNELRY_WRITE_README").is_some() {
-        std::fs::write(&path, format!("{}{table}{}", &readme[..start], &readme[end..])).unwrap();
+        std::fs::write(&path, readme).unwrap();
         return;
     }
-    assert_eq!(&readme[start..end], table, "run `KERNELRY_WRITE_README=1 cargo test -p kernelry-cli --test figures`");
+    assert_eq!(before, readme, "run `KERNELRY_WRITE_README=1 cargo test -p kernelry-cli --test figures`");
 }
 
 /// A measured file says where it comes from, and was not measured by a debug build.
 #[test]
 fn figures_say_where_they_come_from() {
-    let Some(report) = data("kernels.json") else { return };
-    assert_eq!(report["build"], "release");
-    for field in ["commit", "command", "version"] {
-        assert!(report[field].as_str().is_some_and(|v| !v.is_empty()), "{field}: {}", report[field]);
+    for name in ["cpu/kernels.json", "h200/kernels.json"] {
+        let Some(report) = data(name) else { continue };
+        assert_eq!(report["build"], "release", "{name}");
+        for field in ["commit", "command", "version"] {
+            assert!(report[field].as_str().is_some_and(|v| !v.is_empty()), "{name}: {field}: {}", report[field]);
+        }
+        for row in report["results"].as_array().unwrap() {
+            assert!(kernelry::catalogue::find(row["kernel"].as_str().unwrap()).is_some(), "{} is no kernel", row["kernel"]);
+            let measured = row["error"].is_string() || number(row, "p50_us") > 0.0 && number(row, "bytes") > 0.0;
+            assert!(measured, "{name}: {row}");
+        }
     }
-    assert!(report["threads"].as_u64().is_some_and(|n| n > 0));
-    for row in report["results"].as_array().unwrap() {
-        assert!(kernelry::catalogue::find(row["kernel"].as_str().unwrap()).is_some(), "{} is no kernel", row["kernel"]);
-        assert!(number(row, "p50_us") > 0.0 && number(row, "bytes") > 0.0, "{row}");
-    }
+    assert!(data("cpu/kernels.json").is_none_or(|report| report["threads"].as_u64().is_some_and(|n| n > 0)));
 }

@@ -35,7 +35,7 @@ pub(crate) struct Plan<'a> {
 /// A test, with the field names of llama-bench.
 #[derive(Serialize)]
 struct Row {
-    build_commit: Option<&'static str>,
+    build_commit: Option<String>,
     command: String,
     cpu_info: String,
     model_filename: String,

@@ -2,29 +2,30 @@
 
 use kernelry::Device;
 use kernelry::backend::DeviceInfo;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Device, threads, source and command of a measurement.
-#[derive(Serialize)]
+#[derive(Deserialize, Serialize)]
 pub(super) struct Origin {
-    version: &'static str,
+    pub(super) version: String,
     /// The commit that was built, where the build was told: `KERNELRY_COMMIT` in its environment.
-    pub(super) commit: Option<&'static str>,
-    build: &'static str,
+    pub(super) commit: Option<String>,
+    pub(super) build: String,
     pub(super) command: String,
-    device: DeviceInfo,
+    pub(super) device: DeviceInfo,
     /// Compiler of kernel texts, and the architecture it compiles for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    toolchain: Option<String>,
+    pub(super) toolchain: Option<String>,
+    #[serde(default)]
     threads: u32,
 }
 
 impl Origin {
     pub(super) fn new(device: &Device) -> Origin {
         Origin {
-            version: env!("CARGO_PKG_VERSION"),
-            commit: option_env!("KERNELRY_COMMIT"),
-            build: if cfg!(debug_assertions) { "debug" } else { "release" },
+            version: env!("CARGO_PKG_VERSION").into(),
+            commit: option_env!("KERNELRY_COMMIT").map(str::to_owned),
+            build: if cfg!(debug_assertions) { "debug" } else { "release" }.into(),
             command: command(std::env::args().skip(1)),
             device: device.info().clone(),
             toolchain: device.backend().compiler().map(|c| c.toolchain().to_owned()),

@@ -134,7 +134,7 @@ impl Support {
 }
 
 /// What a device says of itself.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 #[non_exhaustive]
 pub struct DeviceInfo {
     /// Backend name: `cpu`, `cuda`, `metal`, `emulator`.

@@ -38,7 +38,7 @@ impl Default for Budget {
 }
 
 /// Where the operands of a measured launch were.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Residency {
     /// In memory: launches go round copies of the operands that together exceed every cache.

@@ -9,7 +9,7 @@ use crate::catalogue::Cost;
 use crate::{Context, DType, Result};
 
 /// What a device can do at best, measured in this process.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
+#[derive(Clone, Copy, Debug, serde::Deserialize, serde::Serialize)]
 #[non_exhaustive]
 pub struct Roofline {
     /// Bytes per second of a copy, reads and writes both counted.
@@ -23,7 +23,7 @@ pub struct Roofline {
 }
 
 /// Which limit bounds a launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Limit {

@@ -1,15 +1,21 @@
 //! `kernelry bench`.
 
+mod compare;
+mod draft;
+mod html;
 mod row;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kernelry::Context;
+use compare::Other;
+use draft::Draft;
+use kernelry::backend::DeviceInfo;
 use kernelry::bench::{BenchShape, Budget, Roofline, measure, shapes};
 use kernelry::catalogue::Kernel;
 use kernelry::registry::Math;
 use row::{CSV_HEADER, Entry, limit_name, residency_name};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::bench_model::{self, Format, Plan};
 use super::bench_origin::Origin;
@@ -34,6 +40,15 @@ pub(crate) struct Args {
     /// Print comma-separated values
     #[arg(long)]
     csv: bool,
+    /// Write the figures and a roofline plot to a self-contained HTML file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Print the figures beside those of FILE: peers, or an earlier --json of ours [default: peers on this device]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["json", "csv"])]
+    compare: Option<Option<PathBuf>>,
+    /// Take the figures from an earlier --json instead of measuring
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["device", "time"])]
+    from: Option<PathBuf>,
     #[command(flatten)]
     whole: WholeModel,
 }
@@ -66,7 +81,7 @@ impl WholeModel {
 }
 
 /// What is printed with `--json`, and what stands under `bench/`, before the rows.
-#[derive(Serialize)]
+#[derive(Deserialize, Serialize)]
 struct Report {
     #[serde(flatten)]
     origin: Origin,
@@ -99,11 +114,86 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
         );
     }
     let chosen = args.selection.kernels()?;
+    // What the command cannot do, it says before it measures.
+    let html = args.html.as_deref().map(Draft::new).transpose()?;
+    let mut shown = Shown { format: args.format(), table: Text::default() };
+    let (report, entries) = match &args.from {
+        Some(path) => {
+            let (report, entries) = earlier(path, &chosen)?;
+            let other = args.other(&report.origin.device)?;
+            shown.begin(out, &report)?;
+            entries.iter().try_for_each(|entry| shown.entry(out, entry))?;
+            (report, Figures { entries, other })
+        }
+        None => measured(args, &chosen, &mut shown, out)?,
+    };
+    let Figures { entries, other } = entries;
+    if args.json {
+        out.json_with_rows(&report, "results", &entries)?;
+    }
+    if let Some(other) = other {
+        other.print(&entries, out)?;
+    }
+    out.flush()?;
+    if let Some(html) = html {
+        html.write(&html::render(&report, &entries)?)?;
+    }
+    let failed = entries.iter().filter(|e| e.measured().is_none()).count();
+    if failed > 0 {
+        return Err(Failure::runtime(format!("{failed} of {} shapes could not be measured", entries.len())));
+    }
+    Ok(())
+}
+
+/// The rows, and what they are compared with.
+struct Figures {
+    entries: Vec<Entry>,
+    other: Option<Other>,
+}
+
+/// How rows are shown while they come.
+#[derive(Clone, Copy, PartialEq)]
+enum RowFormat {
+    Text,
+    Csv,
+    /// All at the end.
+    Json,
+}
+
+impl Args {
+    fn format(&self) -> RowFormat {
+        match (self.json, self.csv) {
+            (true, _) => RowFormat::Json,
+            (_, true) => RowFormat::Csv,
+            _ => RowFormat::Text,
+        }
+    }
+
+    fn other(&self, device: &DeviceInfo) -> CliResult<Option<Other>> {
+        self.compare.as_ref().map(|path| Other::open(path.as_deref(), &device.name, &device.backend)).transpose()
+    }
+}
+
+/// Figures of an earlier run, those of the chosen kernels.
+fn earlier(path: &Path, chosen: &[&'static Kernel]) -> CliResult<(Report, Vec<Entry>)> {
+    let broken =
+        |reason: String| Failure::runtime(format!("{}: {reason}", path.display())).hint("expected an output of `kernelry bench --json`");
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::runtime(format!("{}: {e}", path.display())))?;
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| broken(e.to_string()))?;
+    let report = Report::deserialize(&value).map_err(|e| broken(e.to_string()))?;
+    let rows = value.get("results").ok_or_else(|| broken("got no list `results`".into()))?;
+    let mut entries = Vec::<Entry>::deserialize(rows).map_err(|e| broken(format!("results: {e}")))?;
+    entries.retain(|entry| chosen.iter().any(|k| k.name() == entry.kernel()));
+    Ok((report, entries))
+}
+
+fn measured(args: &Args, chosen: &[&'static Kernel], shown: &mut Shown, out: &mut Output) -> CliResult<(Report, Figures)> {
     let (device, ctx) = args.device.open()?;
-    let backend = ctx.device().info().backend.clone();
+    let info = ctx.device().info();
+    let other = args.other(info)?;
     let mut work: Vec<(&'static Kernel, BenchShape)> = Vec::new();
     for kernel in chosen.iter().filter(|k| ctx.device().support(k).supported) {
-        work.extend(shapes(kernel, &backend).into_iter().map(|s| (*kernel, s)));
+        work.extend(shapes(kernel, &info.backend).into_iter().map(|s| (*kernel, s)));
     }
     if work.is_empty() {
         return Err(Failure::runtime(format!("device {device} can measure none of the {} kernels", chosen.len()))
@@ -111,46 +201,58 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
     }
     let bar = progress::items(work.len());
     bar.set_message("limits of the device");
-    let roofline = Roofline::measure(&ctx)?;
-    let mut table = Text::default();
-    if args.csv {
-        out.line(CSV_HEADER)?;
-    } else if !args.json {
-        bar.suspend(|| heading(out, &ctx, &roofline))?;
-    }
+    let report = Report { roofline: Roofline::measure(&ctx)?, origin: Origin::new(ctx.device()) };
+    bar.suspend(|| shown.begin(out, &report))?;
     let budget = Budget { time: Duration::from_millis(args.time), ..Budget::default() };
     let mut entries = Vec::new();
     for (kernel, shape) in &work {
         bar.set_message(format!("{} {}", kernel.name(), shape.text()));
         // One kernel that fails says nothing of the others.
-        let entry = Entry::new(&backend, kernel, shape, measure(&ctx, kernel, shape, &roofline, budget));
-        if args.csv {
-            bar.suspend(|| out.line(entry.csv()).and_then(|()| out.flush()))?;
-        } else if !args.json {
-            bar.suspend(|| table.print(out, &entry))?;
-        }
+        let entry = Entry::new(&info.backend, kernel, shape, measure(&ctx, kernel, shape, &report.roofline, budget));
+        bar.suspend(|| shown.entry(out, &entry))?;
         entries.push(entry);
         bar.inc(1);
     }
     bar.finish_and_clear();
-    if args.json {
-        out.json_with_rows(&Report { origin: Origin::new(ctx.device()), roofline }, "results", &entries)?;
-    }
-    let failed = entries.iter().filter(|e| matches!(e, Entry::Failed(_))).count();
-    if failed > 0 {
-        out.flush()?;
-        return Err(Failure::runtime(format!("{failed} of {} shapes could not be measured", entries.len())));
-    }
-    Ok(())
+    Ok((report, Figures { entries, other }))
 }
 
-fn heading(out: &mut Output, ctx: &Context, roofline: &Roofline) -> CliResult {
+/// Rows as they come.
+struct Shown {
+    format: RowFormat,
+    table: Text,
+}
+
+impl Shown {
+    fn begin(&self, out: &mut Output, report: &Report) -> CliResult {
+        match self.format {
+            RowFormat::Csv => out.line(CSV_HEADER),
+            RowFormat::Text => heading(out, report),
+            RowFormat::Json => Ok(()),
+        }
+    }
+
+    fn entry(&mut self, out: &mut Output, entry: &Entry) -> CliResult {
+        match self.format {
+            RowFormat::Csv => out.line(entry.csv()).and_then(|()| out.flush()),
+            RowFormat::Text => self.table.print(out, entry),
+            RowFormat::Json => Ok(()),
+        }
+    }
+}
+
+/// The limits in words.
+fn limits(roofline: &Roofline) -> Vec<String> {
     let mut limits = vec![format!("copy {:.1} GB/s", roofline.copy_bytes_per_second / 1e9)];
     limits.extend(roofline.read_bytes_per_second.map(|r| format!("read {:.1} GB/s", r / 1e9)));
     limits.extend(roofline.f32_flops_per_second.map(|r| format!("f32 {:.1} GFLOP/s", r / 1e9)));
     limits.extend(roofline.matrix16_flops_per_second.map(|r| format!("16-bit matrix unit {:.1} TFLOP/s", r / 1e12)));
-    out.line(format!("{}: {}", out.bold(&ctx.device().info().name), limits.join(", ")))?;
-    if cfg!(debug_assertions) {
+    limits
+}
+
+fn heading(out: &mut Output, report: &Report) -> CliResult {
+    out.line(format!("{}: {}", out.bold(&report.origin.device.name), limits(&report.roofline).join(", ")))?;
+    if report.origin.build == "debug" {
         out.line("This is a debug build: its figures mean nothing.")?;
     }
     out.flush()

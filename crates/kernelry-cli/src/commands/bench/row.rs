@@ -3,10 +3,10 @@
 use kernelry::bench::{BenchShape, Limit, Measurement, Residency};
 use kernelry::catalogue::Kernel;
 use kernelry::registry::Math;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One measured shape, the same fields in JSON and CSV.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Row {
     pub(super) kernel: String,
     pub(super) family: String,
@@ -30,7 +30,7 @@ pub(super) struct Row {
 }
 
 /// A shape that could not be measured.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Failed {
     pub(super) kernel: String,
     pub(super) family: String,
@@ -41,7 +41,7 @@ pub(super) struct Failed {
 }
 
 /// One shape, measured or not.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(untagged)]
 pub(super) enum Entry {
     Measured(Row),
@@ -84,6 +84,27 @@ pub(super) const CSV_HEADER: &str = "kernel,family,backend,shape,math,samples,la
                                      gb_s,gflop_s,roofline_pct,limit,residency,error";
 
 impl Entry {
+    pub(super) fn measured(&self) -> Option<&Row> {
+        match self {
+            Entry::Measured(row) => Some(row),
+            Entry::Failed(_) => None,
+        }
+    }
+
+    pub(super) fn kernel(&self) -> &str {
+        match self {
+            Entry::Measured(row) => &row.kernel,
+            Entry::Failed(row) => &row.kernel,
+        }
+    }
+
+    pub(super) fn family(&self) -> &str {
+        match self {
+            Entry::Measured(row) => &row.family,
+            Entry::Failed(row) => &row.family,
+        }
+    }
+
     /// A line of [`CSV_HEADER`]'s columns; those that are not known are empty.
     pub(super) fn csv(&self) -> String {
         let of = |kernel: &str, family: &str, backend: &str, shape: &str, math: Math| {

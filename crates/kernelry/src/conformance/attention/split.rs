@@ -125,6 +125,9 @@ pub(crate) fn partition_cases(c: &mut Cases) {
     for keys in [4096, 32768] {
         c.bench(format!("H=16/4 n={keys} nwg=66"), params([1, 16, 4, keys, keys, 66, 1, 0], 0.0)).without("out");
     }
+    if dim == 512 {
+        c.bench("H=16/2 n=32768 nwg=66", params([1, 16, 2, 32768, 32768, 66, 1, 0], 0.0)).without("out").on_gpus();
+    }
 }
 
 pub(crate) fn reduce(r: &mut Reference<'_>) {
@@ -183,5 +186,9 @@ pub(crate) fn reduce_cases(c: &mut Cases) {
             });
             c.add(format!("rows={rows} nwg={nwg}"), FlashAttnReduceParams { rows, nwg }).input("partial", partial);
         }
+    }
+    if counts.len() > 1 {
+        // What follows the partitions of a token.
+        c.bench("rows=16 nwg=66", FlashAttnReduceParams { rows: 16, nwg: 66 }).on_gpus();
     }
 }
