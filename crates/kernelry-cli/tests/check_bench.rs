@@ -194,6 +194,7 @@ fn bench_refuses_files_that_are_no_figures() {
     kernelry(&["bench", "--from", name]).fails(1, "expected an output of `kernelry bench --json`");
     kernelry(&["bench", "--from", &from, "--compare", "--json"]).fails(2, "cannot be used with");
     kernelry(&["bench", "--from", &from, "--device", "cpu"]).fails(2, "cannot be used with");
+    kernelry(&["bench", "-p", "16", "--from", &from]).fails(2, "are for kernels, got a whole model");
 }
 
 #[test]

@@ -195,8 +195,8 @@ fn h200_table() -> String {
     let mut products = String::new();
     for ty in ["q4_0", "q8_0", "q5_1", "iq4_nl", "q4_K", "q5_K", "q6_K", "f16", "bf16"] {
         let names = |m: u32| match (ty, m) {
-            ("f16" | "bf16", 1) => vec![format!("dense_matvec_{ty}"), format!("dense_gemv_{ty}")],
-            ("f16" | "bf16", _) => vec![format!("hf2q_dense_mm_{ty}")],
+            ("f16" | "bf16", 1) => vec![format!("dense_matvec_{ty}"), format!("hf2q_dense_gemv_{ty}")],
+            ("f16" | "bf16", _) => ["hf2q_dense_mm_", "hf2q_mul_mm_tensor_v2_", "dense_gemm_"].map(|name| format!("{name}{ty}")).to_vec(),
             (_, 1) => vec![format!("kernel_mul_mv_{ty}")],
             (_, 2..=8) => vec![format!("kernel_mul_mv_{ty}"), format!("kernel_mul_mv_ext_{ty}")],
             _ => vec![format!("kernel_mul_mm_{ty}")],

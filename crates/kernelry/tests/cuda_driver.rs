@@ -5,16 +5,18 @@
 use std::path::Path;
 use std::process::Command;
 
-use kernelry::{Device, backend_state};
+use kernelry::{Context, Device, Registry, backend_state};
 
 /// What opening the GPU says in a process that looks for libraries in `folder` first.
 fn reason(folder: &Path) -> String {
-    let this = std::env::current_exe().unwrap();
-    let output = Command::new(this)
-        .args(["--exact", "child_process_opens_the_gpu", "--ignored", "--nocapture"])
-        .env("LD_LIBRARY_PATH", folder)
-        .output()
-        .unwrap();
+    child(folder, "child_process_opens_the_gpu", &[])
+}
+
+/// Runs the ignored test of that name in a process that finds the driver in `folder`.
+fn child(folder: &Path, test: &str, env: &[(&str, &str)]) -> String {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", folder).envs(env.iter().copied());
+    let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     text
@@ -73,4 +75,35 @@ fn a_stub_driver_that_refuses_to_start_is_quoted() {
     stub(folder.path(), &source);
     let text = reason(folder.path());
     assert!(text.contains("cuInit") && text.contains("(34)"), "{text}");
+}
+
+/// Run by the test below alone.
+#[test]
+#[ignore = "a part of another test"]
+fn child_process_times_graphs() {
+    let ctx = Context::new(Device::open("cuda").unwrap(), Registry::new());
+    println!("DRIVER {}", ctx.device().info().driver.as_deref().unwrap());
+    let [src, dst] = [1.0f32, 0.0].map(|v| ctx.upload(&[v; 16], &[16]).unwrap());
+    for copies in [1, 3] {
+        let mut encoder = ctx.encoder();
+        for _ in 0..copies {
+            encoder.copy(&src, &dst).unwrap();
+        }
+        match encoder.finish().unwrap().run_timed(2) {
+            Ok(times) => println!("TIMES {:?}", times.unwrap()),
+            Err(error) => println!("ERROR {error}"),
+        }
+    }
+}
+
+/// On a driver by whose clock a copy takes 100 us: the run to start with is in no time.
+#[test]
+fn graphs_are_timed_by_the_clock_of_the_device() {
+    let folder = tempfile::tempdir().unwrap();
+    stub(folder.path(), include_str!("support/cuda_stub.c"));
+    let text = child(folder.path(), "child_process_times_graphs", &[]);
+    assert!(text.contains("CUDA 12.8\n"), "{text}");
+    assert!(text.contains("TIMES [100µs, 100µs]\nTIMES [300µs, 300µs]\n"), "{text}");
+    let text = child(folder.path(), "child_process_times_graphs", &[("STUB_FAILS", "1")]);
+    assert!(text.contains("ERROR ") && text.contains("cuEventElapsedTime: CUDA_ERROR_OF_THE_STUB (719)"), "{text}");
 }

@@ -62,15 +62,23 @@ fn type_after(name: &str, prefix: &str) -> Option<String> {
     types.into_iter().find(|t| rest.strip_prefix(t).is_some_and(|end| !end.starts_with(|c: char| c.is_ascii_digit()))).map(str::to_owned)
 }
 
+/// How the names of products begin, before the type of their weights.
+const PRODUCTS: [&str; 8] = [
+    "kernel_mul_mv_ext_",
+    "kernel_mul_mv_",
+    "kernel_mul_mm_",
+    "hf2q_mul_mm_tensor_v2_",
+    "hf2q_dense_mm_",
+    "hf2q_dense_gemv_",
+    "dense_matvec_",
+    "dense_gemm_",
+];
+
 /// What one of our kernels computes at a shape, if there are peers of it.
 fn work_of(kernel: &str, shape: &str) -> Option<Work> {
     let mut shape = words(shape);
     let keys = if kernel.contains("f32") || kernel.starts_with("sdpa") && !kernel.contains("bf16") { "f32" } else { "16-bit" };
-    let (op, ty) = if let Some(ty) =
-        ["kernel_mul_mv_ext_", "kernel_mul_mv_", "kernel_mul_mm_", "hf2q_dense_mm_", "dense_matvec_", "dense_gemv_"]
-            .iter()
-            .find_map(|prefix| type_after(kernel, prefix))
-    {
+    let (op, ty) = if let Some(ty) = PRODUCTS.iter().find_map(|prefix| type_after(kernel, prefix)) {
         ("matmul", ty)
     } else if kernel.starts_with("attention_") || kernel.starts_with("sdpa") {
         // One token unless said otherwise; a prompt attends itself.
@@ -228,6 +236,8 @@ mod tests {
         same("kernel_mul_mv_ext_q4_0_f32_r1_3", shape, "matmul", "q4_0", shape);
         same("kernel_mul_mm_q4_K_tensor_v2_f32", shape, "matmul", "q4_K", "k=4096 n=14336 m=4");
         same("hf2q_dense_mm_bf16_f32_tensor", shape, "matmul", "bf16", shape);
+        same("hf2q_dense_gemv_bf16_f32_4", shape, "matmul", "bf16", shape);
+        same("dense_gemm_f16", shape, "matmul", "f16", shape);
         same("dense_matvec_bf16w_f32io", shape, "matmul", "bf16", shape);
         same("attention_decode_f16kv", "H=16/4 D=128 n=32768", "attention", "16-bit", "S=1 n=32768 H=16/4 D=128");
         same("attention_prefill_f32", "S=512 H=16/4 D=64", "attention", "f32", "S=512 n=512 H=16/4 D=64");

@@ -99,7 +99,7 @@ impl Axis {
 
 /// `1.5 TFLOP/s`-like numbers of operations.
 fn metric(value: f64) -> String {
-    let units = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
+    let units = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
     let (scale, unit) = units.into_iter().find(|(scale, _)| value >= 0.999 * scale).unwrap_or((1.0, ""));
     format!("{} {unit}", (value / scale * 1e3).round() / 1e3).trim_end().to_owned()
 }

@@ -94,6 +94,9 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
         if !args.selection.globs.is_empty() || args.selection.family.is_some() {
             return Err(Failure::usage("got kernels and a whole model (--model, -p or -n), expected one of them"));
         }
+        if args.html.is_some() || args.compare.is_some() || args.from.is_some() {
+            return Err(Failure::usage("--html, --compare and --from are for kernels, got a whole model (--model, -p or -n)"));
+        }
         let format = if args.json {
             Format::Json
         } else if args.csv {

@@ -121,9 +121,9 @@ fn enqueue_launch(launch: &Launch, stream: sys::CUstream) -> Result<()> {
     if gx == 0 || gy == 0 || gz == 0 || gx > i32::MAX.unsigned_abs() || gy > 65535 || gz > 65535 {
         return Err(failed(format!("[{name}] grid: got {gx} x {gy} x {gz}, expected at least 1, and y and z at most 65535")));
     }
+    let (shared, arguments) = (kernel.dynamic_shared, pointers.as_mut_ptr());
     // SAFETY: the kernel takes one pointer a slot and the struct of scalars, as the dialect says; the driver copies all of them before
     // it returns. The buffers have been checked against the catalogue entry, and live as long as the recorded commands.
-    let (shared, arguments) = (kernel.dynamic_shared, pointers.as_mut_ptr());
     let status = unsafe { sys::cuLaunchKernel(kernel.function, gx, gy, gz, bx, by, bz, shared, stream, arguments, std::ptr::null_mut()) };
     check("cuLaunchKernel", status).map_err(|e| failed(format!("[{name}] {e}")))
 }
