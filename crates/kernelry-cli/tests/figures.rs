@@ -104,7 +104,7 @@ fn model_table(tests: &Value) -> String {
 }
 
 /// Rows of the H200's second table: begin and end of the names of our kernels, shape, type and shape of peers' rows, what it is.
-const GPU_ROWS: [(&str, &str, &str, [&str; 3], &str); 13] = [
+const GPU_ROWS: [(&str, &str, &str, [&str; 3], &str); 18] = [
     (
         "attention_prefill_",
         "16kv",
@@ -140,6 +140,11 @@ const GPU_ROWS: [(&str, &str, &str, [&str; 3], &str); 13] = [
     ("elementwise_add_f32", "", "n=8192*4096", ["", "", ""], "sum of two f32 matrices"),
     ("elementwise_mul_bf16", "", "n=8192*4096", ["", "", ""], "product of two bf16 matrices"),
     ("rope_neox_f32", "", "seq_len=512 n_heads=32 head_dim=128", ["", "", ""], "rotation of 512 tokens"),
+    ("rms_norm_f32", "", "rows=512 dim=4096", ["rms_norm", "f32", "rows=512 dim=4096"], "RMS norm of 512 rows"),
+    ("fused_residual_norm_f32", "", "rows=512 dim=4096", ["", "", ""], "residual addition and RMS norm of 512 rows"),
+    ("elementwise_add_f32", "", "n=16777217", ["", "", ""], "sum of two f32 vectors"),
+    ("cast_f16_to_f32", "", "n=10055680", ["", "", ""], "cast of f16 to f32"),
+    ("gather_f32", "", "n_rows=4096 row_len=1024 n_ids=4096", ["", "", ""], "gather of 4096 rows"),
     ("softmax_f32", "", "rows=8192 cols=1024", ["", "", ""], "softmax of 8192 rows"),
     ("softmax_sample_f32", "", "n=151936", ["", "", ""], "draw from a vocabulary of 151936"),
 ];
@@ -271,6 +276,13 @@ fn figures_say_where_they_come_from() {
             let measured = row["error"].is_string() || number(row, "p50_us") > 0.0 && number(row, "bytes") > 0.0;
             assert!(measured, "{name}: {row}");
         }
+    }
+    for peers in ["peers/cpu.json", "peers/h200.json", "h200/peers.json"] {
+        let Some(peers) = data(peers) else { continue };
+        for field in ["device", "date", "command"] {
+            assert!(peers[field].as_str().is_some_and(|v| !v.is_empty()), "{field}: {}", peers[field]);
+        }
+        assert!(peers["results"].as_array().unwrap().iter().all(|row| number(row, "us") > 0.0 && row["peer"].is_string()));
     }
     assert!(data("cpu/kernels.json").is_none_or(|report| report["threads"].as_u64().is_some_and(|n| n > 0)));
 }
