@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kernelry::Config;
 use kernelry::backend::Unit;
-use kernelry::backend::cuda::nvrtc::{Nvrtc, cubin_kernels};
+use kernelry::backend::cuda::nvrtc::{Nvrtc, cubin_kernels, cubin_words};
 use kernelry::catalogue;
 use kernelry::registry::{ConstantValue, Constants, Options};
 use rayon::prelude::*;
@@ -98,6 +98,18 @@ fn spills_and_resources_are_seen() {
     assert_eq!((k.kernel.as_str(), k.shared_bytes), ("k", 1024), "{}", compiled.log);
     assert!(k.spills() && k.registers == 32, "{}", compiled.log);
     assert_eq!(cubin_kernels(&compiled.image).unwrap().into_iter().collect::<Vec<_>>(), ["k"]);
+}
+
+#[test]
+fn threadgroup_memory_at_launch_is_read_off_the_image() {
+    let Some(nvrtc) = nvrtc("threadgroup_memory_at_launch_is_read_off_the_image") else { return };
+    let text = "__device__ float other[2] = {1, 2};\nKN_DYNAMIC_SHARED(second, 50 * 1024 + 4);\nKN_DYNAMIC_SHARED(first, 196608);\n\
+                extern \"C\" __global__ void first(uchar* y) { y[0] = kn_dynamic_shared[1]; }\n\
+                extern \"C\" __global__ void second(float* y) { y[0] = other[1]; }\n\
+                extern \"C\" __global__ void third(float* y) { y[0] = 0; }\n";
+    let words = cubin_words(&compile(&nvrtc, text, &Constants::NONE).unwrap().image).unwrap();
+    let get = |kernel: &str| words.get(&format!("{kernel}_dynamic_shared")).copied();
+    assert_eq!((get("first"), get("second"), get("third")), (Some(196_608), Some(51_204), None), "{words:?}");
 }
 
 #[test]

@@ -1,17 +1,24 @@
 // Attention of many queries over keys and values of 16 bits, with the matrix unit where heads are at most 128 wide.
 //
-// Four warps of 16 queries share tiles of keys and of values in threadgroup memory: values load while scores are computed, the next keys
+// Eight warps of 16 queries share tiles of keys and of values in threadgroup memory: values load while scores are computed, the next keys
 // while values are added up. Heads are padded with zeros to D. Queries of f32 are cut into two halves, x = hi + lo, each rounded to the
 // type of the keys, and so are the weights: two products give what one in f32 would to 2^-17 or better. Each query is first scaled by a
 // power of two to a largest element from 1 to 2, so that none overflows f16. The softmax is to base 2.
 // KN_WARP_32_ONLY: fragments of the matrix unit.
 #include "attention/tile.h"
+#include "attention/prefill_wgmma.h"
+
+#define ATTN_MMA_THREADS 256u
+// Queries of a block.
+#define ATTN_MMA_ROWS(dim) ((dim) <= 128 ? 128 : ATTN_ROWS)
 
 // D elements of each of KEYS rows of keys or values, `end` keys in all.
 template <uint D, uint KEYS, class K>
 KN_FN void attn_load_tile(KN_LOCAL ushort* tile, KN_GLOBAL const K* x, ulong at, uint key, uint end, uint dim, bool vector, uint t) {
-  KN_UNROLL for (uint i = 0; i < KEYS * D / 8 / 128; ++i) {
-    const uint row = (t + 128 * i) / (D / 8), d = 8 * ((t + 128 * i) % (D / 8));
+  constexpr uint PIECES = KEYS * D / 8, TURNS = (PIECES + ATTN_MMA_THREADS - 1) / ATTN_MMA_THREADS;
+  KN_UNROLL for (uint turn = 0; turn < TURNS; ++turn) {
+    const uint i = t + turn * ATTN_MMA_THREADS, row = i / (D / 8), d = 8 * (i % (D / 8));
+    if (PIECES % ATTN_MMA_THREADS != 0 && i >= PIECES) break;
     KN_LOCAL ushort* to = tile + row * (D + 8) + d;
     const ulong from = at + (ulong)(key + row) * dim + d;
     if (vector && key + row < end && d < dim) {
@@ -40,9 +47,9 @@ KN_FN void attn_mma(KN_PRIVATE const Attn& a, KN_GLOBAL const Q* q, KN_GLOBAL co
   KN_LOCAL ushort* vs = ks + KEYS * stride;
   const bool vector = a.dim % 8 == 0 && kn_aligned(k, 16) && kn_aligned(v, 16);
   const float cap = a.softcap * ATTN_LOG2E;
-  uint begin, end, unused, lo[2], hi[2], full_lo, full_hi;
+  uint begin, end, lo[2], hi[2], full_lo, full_hi;
   attn_range(a, a.first, begin, full_hi);
-  attn_range(a, a.first + ATTN_ROWS - 1, full_lo, end);
+  attn_range(a, a.first + 127, full_lo, end);
   begin = begin / KEYS * KEYS;
   attn_load_tile<D, KEYS>(ks, k, a.kv_at, begin, end, a.dim, vector, t);
   kn_async_commit();
@@ -169,35 +176,55 @@ KN_FN void attn_mma(KN_PRIVATE const Attn& a, KN_GLOBAL const Q* q, KN_GLOBAL co
   }
 }
 
-// By width of the head: blocks of 128 threads up to 128, and of 256 for the wider ones, without the matrix unit.
+// By width of the head; those above 128 without the matrix unit.
 template <bool SPLIT, class Q, class K>
 KN_FN void attn_mma_any(KN_PRIVATE const Attn& a, KN_GLOBAL const Q* q, KN_GLOBAL const K* k, KN_GLOBAL const K* v, KN_GLOBAL Q* out,
                         KN_LOCAL float* shared, uint t, uint lane, uint warp) {
   KN_LOCAL ushort* tiles = (KN_LOCAL ushort*)shared;
+#ifdef KN_WGMMA
+  if (a.dim <= 128 && a.dim % 8 == 0 && kn_aligned(k, 16) && kn_aligned(v, 16)) {
+    if (a.dim <= 64) attn_wgmma<64, SPLIT, Q, K>(a, q, k, v, out, kn_dynamic_shared, shared, t);
+    else if (a.dim <= 96) attn_wgmma<96, SPLIT, Q, K>(a, q, k, v, out, kn_dynamic_shared, shared, t);
+    else attn_wgmma<128, SPLIT, Q, K>(a, q, k, v, out, kn_dynamic_shared, shared, t);
+    return;
+  }
+  // Rows that are no multiples of 16 bytes.
+  if (a.dim <= 128) attn_mma<128, 16, SPLIT>(a, q, k, v, out, tiles, t, lane, warp);
+#else
   if (a.dim <= 64) attn_mma<64, 64, SPLIT>(a, q, k, v, out, tiles, t, lane, warp);
   else if (a.dim <= 80) attn_mma<80, 64, SPLIT>(a, q, k, v, out, tiles, t, lane, warp);
   else if (a.dim <= 96) attn_mma<96, 64, SPLIT>(a, q, k, v, out, tiles, t, lane, warp);
   else if (a.dim <= 128) attn_mma<128, 48, SPLIT>(a, q, k, v, out, tiles, t, lane, warp);
+#endif
   else if (a.dim <= 256) attn_tile<256>(a, q, k, v, out, shared, t);
   else attn_tile<512>(a, q, k, v, out, shared, t);
 }
 
+// Threadgroup memory for tiles of the paths that want more than a kernel may declare.
+#ifdef KN_WGMMA
+#define ATTN_DYNAMIC(name, SPLIT) KN_DYNAMIC_SHARED(name, ATTN_WGMMA_BYTES(128, SPLIT));
+#else
+#define ATTN_DYNAMIC(name, SPLIT)
+#endif
 #define SDPA_MMA(name, T)                                                                                                          \
+  ATTN_DYNAMIC(name, false)                                                                                                        \
   KN_KERNEL(name, 256, SdpaParams, KN_IN(0, T, q), KN_IN(1, T, k), KN_IN(2, T, v), KN_OUT(3, T, out), KN_IN(4, uint, step)) {      \
     KN_SHARED(float, shared, ATTN_SHARED);                                                                                         \
-    ATTN_PACKED(a, p, step, p.do_causal, 0)                                                                                        \
+    ATTN_PACKED(a, p, step, p.do_causal, 0, ATTN_MMA_ROWS(p.head_dim))                                                             \
     attn_mma_any<false>(a, q, k, v, out, shared, KN_THREAD_X, KN_LANE, KN_WARP_ID);                                                \
   }
 #define SDPA_SLIDING_MMA(name, T)                                                                                                  \
+  ATTN_DYNAMIC(name, false)                                                                                                        \
   KN_KERNEL(name, 256, SdpaSlidingParams, KN_IN(0, T, q), KN_IN(1, T, k), KN_IN(2, T, v), KN_OUT(3, T, out), KN_IN(4, uint, step)) { \
     KN_SHARED(float, shared, ATTN_SHARED);                                                                                         \
-    ATTN_PACKED(a, p, step, 1, p.window_size + 1)                                                                                  \
+    ATTN_PACKED(a, p, step, 1, p.window_size + 1, ATTN_MMA_ROWS(p.head_dim))                                                       \
     attn_mma_any<false>(a, q, k, v, out, shared, KN_THREAD_X, KN_LANE, KN_WARP_ID);                                                \
   }
 #define ATTENTION_PREFILL_MMA(name, T)                                                                                             \
+  ATTN_DYNAMIC(name, true)                                                                                                         \
   KN_KERNEL(name, 256, AttentionPrefillParams, KN_IN(0, float, q), KN_IN(1, T, k), KN_IN(2, T, v), KN_OUT(3, float, out),          \
             KN_IN(4, uint, step)) {                                                                                                \
     KN_SHARED(float, shared, ATTN_SHARED);                                                                                         \
-    ATTN_TOKENS(a, p, step)                                                                                                        \
+    ATTN_TOKENS(a, p, step, ATTN_MMA_ROWS(p.head_dim))                                                                             \
     attn_mma_any<true>(a, q, k, v, out, shared, KN_THREAD_X, KN_LANE, KN_WARP_ID);                                                 \
   }

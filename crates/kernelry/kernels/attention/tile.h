@@ -180,31 +180,34 @@ KN_FN void attn_tile_any(KN_PRIVATE const Attn& a, KN_GLOBAL const Q* q, KN_GLOB
   else attn_tile<512>(a, q, k, v, out, shared, t);
 }
 
-// What a block computes, from the parameters of each kind of kernel. Late tiles attend the most keys and start first.
-#define ATTN_PACKED(a, p, step, CAUSAL, WINDOW)                                                   \
+// What a block computes, from the parameters of each kind of kernel: ROWS queries of one head. Blocks start in the order of their numbers, and
+// so the last queries of every head come first: in causal attention they attend the most keys.
+#define ATTN_BLOCK(a, ROWS)                                                                       \
   Attn a;                                                                                         \
+  const uint kn_flat = KN_GROUP_X + KN_GROUPS_X * KN_GROUP_Y, kn_head = kn_flat % KN_GROUPS_Y;    \
+  a.first = (KN_GROUPS_X - 1 - kn_flat / KN_GROUPS_Y) * (ROWS);
+#define ATTN_PACKED(a, p, step, CAUSAL, WINDOW, ROWS)                                             \
+  ATTN_BLOCK(a, ROWS)                                                                             \
   a.dim = p.head_dim;                                                                             \
   a.queries = p.seq_len;                                                                          \
   a.keys = kn_step(p.kv_seq_len, step);                                                           \
-  a.first = (KN_GROUPS_X - 1 - KN_GROUP_X) * ATTN_ROWS;                                           \
   a.causal = CAUSAL;                                                                              \
   a.window = WINDOW;                                                                              \
   a.scale = p.scale;                                                                              \
   a.softcap = 0;                                                                                  \
   a.q_stride = p.head_dim;                                                                        \
-  a.q_at = ((ulong)KN_GROUP_Z * p.n_heads + KN_GROUP_Y) * p.seq_len * p.head_dim;                 \
-  a.kv_at = ((ulong)KN_GROUP_Z * p.n_kv_heads + KN_GROUP_Y / (p.n_heads / p.n_kv_heads)) *        \
+  a.q_at = ((ulong)KN_GROUP_Z * p.n_heads + kn_head) * p.seq_len * p.head_dim;                 \
+  a.kv_at = ((ulong)KN_GROUP_Z * p.n_kv_heads + kn_head / (p.n_heads / p.n_kv_heads)) *        \
             (p.kv_capacity == 0 ? p.kv_seq_len.value : p.kv_capacity) * p.head_dim;
-#define ATTN_TOKENS(a, p, step)                                                                   \
-  Attn a;                                                                                         \
+#define ATTN_TOKENS(a, p, step, ROWS)                                                             \
+  ATTN_BLOCK(a, ROWS)                                                                             \
   a.dim = p.head_dim;                                                                             \
   a.queries = p.seq_len;                                                                          \
   a.keys = kn_step(p.kv_seq_len, step);                                                           \
-  a.first = (KN_GROUPS_X - 1 - KN_GROUP_X) * ATTN_ROWS;                                           \
   a.causal = 1;                                                                                   \
   a.window = p.window;                                                                            \
   a.scale = p.scale;                                                                              \
   a.softcap = p.softcap;                                                                          \
   a.q_stride = (ulong)p.n_heads * p.head_dim;                                                     \
-  a.q_at = (ulong)KN_GROUP_Y * p.head_dim;                                                        \
-  a.kv_at = (ulong)(KN_GROUP_Y / (p.n_heads / p.n_kv_heads)) * p.kv_capacity * p.head_dim;
+  a.q_at = (ulong)kn_head * p.head_dim;                                                           \
+  a.kv_at = (ulong)(kn_head / (p.n_heads / p.n_kv_heads)) * p.kv_capacity * p.head_dim;

@@ -26,6 +26,7 @@ macro_rules! kernel_text {
 /// Files that texts may include, by path.
 const SHARED: &[Text] = &[
     kernel_text!("attention/decode_core.h"),
+    kernel_text!("attention/prefill_wgmma.h"),
     kernel_text!("attention/tile.h"),
     kernel_text!("common/wgmma.h"),
     kernel_text!("map.h"),

@@ -204,9 +204,9 @@ fn keys_read(seq_len: u32, keys: u32, window: u32) -> u32 {
     if window == 0 { keys } else { keys.min(window.saturating_add(seq_len - seq_len.min(1))) }
 }
 
-/// A block for 64 queries of a head: four warps where the matrix unit does the work, eight where f32 products do.
+/// A block for 128 queries of a head where the matrix unit does the work, for 64 where f32 products do.
 fn tiles(queries: u32, n_heads: u32, batch: u32, mma: bool) -> Geometry {
-    Geometry { groups: [queries.div_ceil(64), n_heads, batch], threads: [if mma { 128 } else { 256 }, 1, 1] }
+    Geometry { groups: [queries.div_ceil(if mma { 128 } else { 64 }), n_heads, batch], threads: [256, 1, 1] }
 }
 
 /// Blocks for all query heads, `heads` that share a KV head in each.

@@ -1,8 +1,10 @@
 //! Symbols of a cubin, which is a 64-bit little-endian ELF file.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+const CONTENTS: u32 = 1;
 const SYMBOL_TABLE: u32 = 2;
+const OBJECT: u8 = 1;
 const FUNCTION: u8 = 2;
 
 struct Section {
@@ -13,11 +15,32 @@ struct Section {
     entry_size: u64,
 }
 
+/// A symbol that is defined in the file.
+struct Symbol<'a> {
+    name: String,
+    kind: u8,
+    /// What it names, where the file has that: code, or the first value of a variable.
+    contents: Option<&'a [u8]>,
+}
+
 /// Names of all functions that are defined in the file.
 ///
 /// # Errors
 /// What is wrong with the file, in words.
 pub(super) fn functions(image: &[u8]) -> Result<BTreeSet<String>, String> {
+    Ok(symbols(image)?.into_iter().filter(|s| s.kind == FUNCTION).map(|s| s.name).collect())
+}
+
+/// First values of all variables of four bytes that are defined in the file.
+///
+/// # Errors
+/// As [`functions`].
+pub(super) fn words(image: &[u8]) -> Result<BTreeMap<String, u32>, String> {
+    let word = |s: Symbol<'_>| Some((s.name, s.contents.filter(|c| c.len() == 4).and_then(|c| u32_at(c, 0))?));
+    Ok(symbols(image)?.into_iter().filter(|s| s.kind == OBJECT).filter_map(word).collect())
+}
+
+fn symbols(image: &[u8]) -> Result<Vec<Symbol<'_>>, String> {
     if image.get(..6) != Some(b"\x7fELF\x02\x01") {
         return Err("not a 64-bit little-endian ELF file".into());
     }
@@ -28,7 +51,7 @@ pub(super) fn functions(image: &[u8]) -> Result<BTreeSet<String>, String> {
         .map(|i| section(image, table.checked_add(i * u64::from(size))?))
         .collect::<Option<Vec<Section>>>()
         .ok_or_else(cut)?;
-    let mut names = BTreeSet::new();
+    let mut list = Vec::new();
     for symbols in sections.iter().filter(|s| s.kind == SYMBOL_TABLE) {
         let strings = sections.get(symbols.link as usize).ok_or("symbol table without names")?;
         let strings = slice(image, strings.offset, strings.size).ok_or_else(cut)?;
@@ -36,14 +59,18 @@ pub(super) fn functions(image: &[u8]) -> Result<BTreeSet<String>, String> {
         for entry in entries.chunks_exact(usize::try_from(symbols.entry_size).unwrap_or(0).max(24)) {
             let (Some(name), Some(&info), Some(home)) = (u32_at(entry, 0), entry.get(4), u16_at(entry, 6)) else { continue };
             // Section 0 is for symbols that are defined elsewhere.
-            if info & 15 == FUNCTION && home != 0 {
+            if home != 0 {
                 let bytes = strings.get(name as usize..).ok_or_else(cut)?;
                 let bytes = bytes.split(|&b| b == 0).next().unwrap_or_default();
-                names.insert(String::from_utf8_lossy(bytes).into_owned());
+                let contents = sections.get(usize::from(home)).filter(|s| s.kind == CONTENTS).and_then(|s| {
+                    let (at, size) = (u64_at(entry, 8)?, u64_at(entry, 16)?);
+                    slice(slice(image, s.offset, s.size)?, at, size)
+                });
+                list.push(Symbol { name: String::from_utf8_lossy(bytes).into_owned(), kind: info & 15, contents });
             }
         }
     }
-    Ok(names)
+    Ok(list)
 }
 
 fn section(image: &[u8], at: u64) -> Option<Section> {

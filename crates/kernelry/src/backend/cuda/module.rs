@@ -1,6 +1,7 @@
 //! Compiling texts for the device, and loading what was compiled.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::sync::Arc;
 
@@ -62,9 +63,10 @@ impl Compiler for CudaCompiler {
         let mut module = std::ptr::null_mut();
         // The driver finds the end of an image from its headers, so one that is cut off must not reach it.
         super::nvrtc::cubin_kernels(artefact)?;
+        let words = super::nvrtc::cubin_words(artefact)?;
         // SAFETY: the image is whole, as far as its tables say; the driver copies it.
         check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, artefact.as_ptr().cast()) }).map_err(|e| e.to_string())?;
-        Ok(Arc::new(CudaModule(Arc::new(Loaded { gpu: self.gpu.clone(), module }))))
+        Ok(Arc::new(CudaModule { loaded: Arc::new(Loaded { gpu: self.gpu.clone(), module }), words }))
     }
 }
 
@@ -87,39 +89,26 @@ impl Drop for Loaded {
     }
 }
 
-impl Loaded {
-    /// Bytes of threadgroup memory that a kernel wants at its launch: what its text says by `KN_DYNAMIC_SHARED`, 0 if nothing.
-    fn dynamic_shared(&self, entry: &str) -> Result<u32, String> {
-        let name = CString::new(format!("{entry}_dynamic_shared")).map_err(|e| e.to_string())?;
-        let (mut address, mut len, mut bytes) = (0, 0, 0u32);
-        // SAFETY: the module is loaded, the name ends in zero, and both results are variables of the types that the call fills.
-        let found = unsafe { sys::cuModuleGetGlobal_v2(&mut address, &mut len, self.module, name.as_ptr()) };
-        if found != sys::CUresult::CUDA_SUCCESS || len != size_of::<u32>() {
-            return Ok(0);
-        }
-        // SAFETY: the variable has four bytes, and so has the destination.
-        check("cuMemcpyDtoH", unsafe { sys::cuMemcpyDtoH_v2(std::ptr::from_mut(&mut bytes).cast(), address, len) })
-            .map_err(|e| e.to_string())?;
-        Ok(bytes)
-    }
+struct CudaModule {
+    loaded: Arc<Loaded>,
+    /// What the text says of its kernels.
+    words: BTreeMap<String, u32>,
 }
-
-struct CudaModule(Arc<Loaded>);
 
 impl Module for CudaModule {
     fn function(&self, entry: &str) -> Result<Arc<dyn Executable>, String> {
-        self.0.gpu.enter().map_err(|e| e.to_string())?;
+        self.loaded.gpu.enter().map_err(|e| e.to_string())?;
         let name = CString::new(entry).map_err(|e| e.to_string())?;
         let mut function = std::ptr::null_mut();
         let mut max_threads = 0;
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
         // SAFETY: the module is loaded, the name ends in zero, and both results are variables of the types that the calls fill.
         unsafe {
-            check("cuModuleGetFunction", sys::cuModuleGetFunction(&mut function, self.0.module, name.as_ptr()))
+            check("cuModuleGetFunction", sys::cuModuleGetFunction(&mut function, self.loaded.module, name.as_ptr()))
                 .and_then(|()| check("cuFuncGetAttribute", sys::cuFuncGetAttribute(&mut max_threads, attribute, function)))
                 .map_err(|e| format!("{entry}: {e}"))?;
         }
-        let dynamic_shared = self.0.dynamic_shared(entry)?;
+        let dynamic_shared = self.words.get(&format!("{entry}_dynamic_shared")).copied().unwrap_or(0);
         if dynamic_shared != 0 {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             let bytes = i32::try_from(dynamic_shared).unwrap_or(i32::MAX);
@@ -127,7 +116,7 @@ impl Module for CudaModule {
             check("cuFuncSetAttribute", unsafe { sys::cuFuncSetAttribute(function, attribute, bytes) })
                 .map_err(|e| format!("{entry}: {e}"))?;
         }
-        Ok(Arc::new(CudaKernel { _loaded: self.0.clone(), function, max_threads: max_threads.unsigned_abs(), dynamic_shared }))
+        Ok(Arc::new(CudaKernel { _loaded: self.loaded.clone(), function, max_threads: max_threads.unsigned_abs(), dynamic_shared }))
     }
 }
 

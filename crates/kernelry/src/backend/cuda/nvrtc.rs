@@ -262,6 +262,14 @@ pub fn cubin_kernels(image: &[u8]) -> Result<std::collections::BTreeSet<String>,
     cubin::functions(image)
 }
 
+/// First values of the variables of four bytes in a cubin: what a text says of its kernels, such as `KN_DYNAMIC_SHARED`.
+///
+/// # Errors
+/// As [`cubin_kernels`].
+pub fn cubin_words(image: &[u8]) -> Result<std::collections::BTreeMap<String, u32>, String> {
+    cubin::words(image)
+}
+
 /// Whether machine code for `built` runs on a device of architecture `device` (`sm_86`): the same major number and a minor one that is not
 /// above. Code for a variant of one chip (`sm_90a`) runs on that chip alone.
 pub fn runs_on(built: &str, device: &str) -> bool {
