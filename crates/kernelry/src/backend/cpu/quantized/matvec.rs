@@ -5,7 +5,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::activations::{Rounded, digits, round};
+use super::activations::{Rounded, Shuffled, round, shuffle};
 use super::format::{Blocks, STEP};
 use super::{Mode, Problem};
 use crate::backend::cpu::dense::gemm::SharedMut;
@@ -14,6 +14,12 @@ use crate::backend::cpu::simd::{Kernel, Order, Simd, dispatch};
 
 /// Bytes of the largest [`STEP`] of a format: eight blocks of Q8_0.
 const LARGEST_STEP: usize = 8 * 34;
+
+/// Activations of a call.
+enum Input {
+    Fast(Rounded, Vec<f32>),
+    Precise(Shuffled),
+}
 
 /// Lanes of a level and the order of a format there.
 struct Layout<F>(PhantomData<F>);
@@ -28,17 +34,19 @@ impl<F: Blocks> Kernel for Layout<F> {
 pub(super) fn run<F: Blocks>(problem: &Problem<'_>, y: &mut [f32]) {
     let &Problem { x, m, n, k, mode, level, .. } = problem;
     let (lanes, order) = dispatch(level, Layout::<F>(PhantomData));
-    // Precise activations are three rows of digits, each as a row of rounded ones, whose results add up.
-    let mut x = match mode {
-        Mode::Fast => round(x, m, k, F::GROUP),
-        Mode::Precise => digits(x, m, k, F::GROUP),
+    let input = match mode {
+        Mode::Fast => {
+            let mut x = round(x, m, k, F::GROUP);
+            x.reorder(order, lanes);
+            let sums = x.sums.iter().zip(&x.scales).map(|(sum, scale)| *sum as f32 * scale).collect();
+            Input::Fast(x, sums)
+        }
+        Mode::Precise => Input::Precise(shuffle(x, m, k, F::GROUP, order, lanes)),
     };
-    x.reorder(order, lanes);
-    let sums: Vec<f32> = x.sums.iter().zip(&x.scales).map(|(sum, scale)| *sum as f32 * scale).collect();
     let out = SharedMut::new(y);
     // About a nanosecond for 32 values and row.
     for_ranges(n, k * m.div_ceil(2) / 16, |rows| {
-        let task = Task::<F> { problem, x: &x, sums: &sums, rows, out, format: PhantomData };
+        let task = Task::<F> { problem, input: &input, rows, out, format: PhantomData };
         dispatch(level, task);
     });
 }
@@ -46,9 +54,7 @@ pub(super) fn run<F: Blocks>(problem: &Problem<'_>, y: &mut [f32]) {
 /// A range of weight rows with all rows of activations.
 struct Task<'a, F> {
     problem: &'a Problem<'a>,
-    x: &'a Rounded,
-    /// Sums of the values that the codes of each group stand for.
-    sums: &'a [f32],
+    input: &'a Input,
     rows: Range<usize>,
     out: SharedMut<'a, f32>,
     format: PhantomData<F>,
@@ -58,51 +64,80 @@ impl<F: Blocks> Kernel for Task<'_, F> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let &Problem { weights, m, k, mode, .. } = self.problem;
-        let row_bytes = F::FORMAT.row_bytes(k);
-        let (full, steps) = (k / STEP, k.div_ceil(STEP));
-        // The last blocks of rows that are not a whole number of steps, followed by blocks of zeros.
-        let mut tail = [0u8; LARGEST_STEP];
-        for at in self.rows.clone() {
-            let w = &weights[at * row_bytes..(at + 1) * row_bytes];
-            let rest = &w[full * F::STEP_BYTES..];
-            tail[..rest.len()].copy_from_slice(rest);
-            let row = Row { start: w.as_ptr(), full, tail: tail.as_ptr() };
-            let mut i = 0;
-            while i < m {
-                // SAFETY: `row` describes a whole row of `steps` steps; rows `i .. i + size` of the activations exist, and column `at` of the
-                // output belongs to this task.
-                i += unsafe {
-                    match (mode, m - i) {
-                        (Mode::Fast, 4..) => self.write(products::<S, F, 4>(s, row, steps, self.x, self.sums, i), i, at),
-                        (Mode::Fast, 2..) => self.write(products::<S, F, 2>(s, row, steps, self.x, self.sums, i), i, at),
-                        (Mode::Fast, _) => self.write(products::<S, F, 1>(s, row, steps, self.x, self.sums, i), i, at),
-                        // Where there are registers for the sums of two rows.
-                        (Mode::Precise, 2..) if S::LANES == 16 => {
-                            let [a, b, c, d, e, f] = products::<S, F, 6>(s, row, steps, self.x, self.sums, 3 * i);
-                            self.write([a + (b + c), d + (e + f)], i, at)
-                        }
-                        (Mode::Precise, _) => {
-                            let [a, b, c] = products::<S, F, 3>(s, row, steps, self.x, self.sums, 3 * i);
-                            self.write([a + (b + c)], i, at)
-                        }
-                    }
-                };
-            }
+        // As many rows of weights at a time as there are registers for the sums of: they share the loads of activations, which for
+        // several rows of those are the bottleneck. Activations in 8 bits are loaded four times faster.
+        match (self.input, S::LANES) {
+            (Input::Fast(..), _) => self.rows::<S, 1, true>(s),
+            (Input::Precise(..), 16) => self.rows::<S, 4, false>(s),
+            (Input::Precise(..), _) => self.rows::<S, 2, false>(s),
         }
     }
 }
 
 impl<F: Blocks> Task<'_, F> {
-    /// Writes the results of one row of weights for rows of activations from row `i`. Gives their number.
+    #[inline(always)]
+    fn rows<S: Simd, const W: usize, const FAST: bool>(&self, s: S) {
+        let &Problem { weights, m, k, .. } = self.problem;
+        let (row_bytes, end) = (F::FORMAT.row_bytes(k), self.rows.end);
+        let (full, steps) = (k / STEP, k.div_ceil(STEP));
+        // The last blocks of rows that are not a whole number of steps, followed by blocks of zeros.
+        let mut tails = [[0u8; LARGEST_STEP]; W];
+        let mut first = self.rows.start;
+        while first < end {
+            let mut tile = [Row { start: weights.as_ptr(), full, tail: weights.as_ptr() }; W];
+            for (j, (row, tail)) in tile.iter_mut().zip(&mut tails).enumerate() {
+                // Where there are fewer rows, the last one again.
+                let at = (first + j).min(end - 1) * row_bytes;
+                let w = &weights[at..at + row_bytes];
+                let rest = &w[full * F::STEP_BYTES..];
+                tail[..rest.len()].copy_from_slice(rest);
+                *row = Row { start: w.as_ptr(), full, tail: tail.as_ptr() };
+            }
+            let mut at = 0;
+            while at < m {
+                // SAFETY: `tile` describes whole rows of `steps` steps; rows `at .. at + size` of the input exist, and the elements
+                // `first ..` of the output's rows belong to this task.
+                at += unsafe {
+                    match self.input {
+                        Input::Fast(x, sums) if FAST => match m - at {
+                            4.. => self.write(fast::<S, F, W, 4>(s, &tile, steps, x, sums, at), at, first),
+                            2.. => self.write(fast::<S, F, W, 2>(s, &tile, steps, x, sums, at), at, first),
+                            _ => self.write(fast::<S, F, W, 1>(s, &tile, steps, x, sums, at), at, first),
+                        },
+                        Input::Precise(x) if !FAST => match m - at {
+                            1 => self.write(precise_few::<S, F, W, 1>(s, &tile, steps, x, at), at, first),
+                            2 => self.write(precise_few::<S, F, W, 2>(s, &tile, steps, x, at), at, first),
+                            3 => self.write(precise_few::<S, F, W, 3>(s, &tile, steps, x, at), at, first),
+                            left => {
+                                let rows = left.min(MANY);
+                                let sums = precise_many::<S, F, W>(s, &tile, steps, x, at, rows);
+                                for (i, sums) in sums.into_iter().enumerate().take(rows) {
+                                    self.write([sums], at + i, first);
+                                }
+                                rows
+                            }
+                        },
+                        // The caller chose by the input.
+                        _ => return,
+                    }
+                };
+            }
+            first += W;
+        }
+    }
+
+    /// Writes results of rows of activations from row `at` and of rows of weights from row `first`, those that are in this task's range.
+    /// Gives the number of rows of activations.
     ///
     /// # Safety
-    /// Those rows of activations exist, and no other thread writes their elements of this column.
+    /// Those rows of activations exist, and no other thread writes their elements of the columns from `first` to the end of the range.
     #[inline(always)]
-    unsafe fn write<const R: usize>(&self, sums: [f32; R], i: usize, column: usize) -> usize {
-        for (j, sum) in sums.into_iter().enumerate() {
-            // SAFETY: the element exists, and the caller vouches for its being ours.
-            unsafe { self.out.write((i + j) * self.problem.n + column, sum) };
+    unsafe fn write<const W: usize, const R: usize>(&self, sums: [[f32; W]; R], at: usize, first: usize) -> usize {
+        for (i, sums) in sums.into_iter().enumerate() {
+            for (column, sum) in (first..self.rows.end).zip(sums) {
+                // SAFETY: the element exists, and the caller vouches for its being ours.
+                unsafe { self.out.write((at + i) * self.problem.n + column, sum) };
+            }
         }
         R
     }
@@ -208,45 +243,224 @@ fn finish<S: Simd, F: Blocks>(s: S, zero: i32, acc: S::F, offsets: S::H) -> f32 
     if factor == 0.0 { s.sum(acc) } else { s.sum(acc) + factor * s.h_sum(offsets) }
 }
 
-/// Products of a row of weights with rows of codes.
-///
 /// # Safety
-/// `row` is one of the format of `steps` steps, and rows `at .. at + R` of `x` exist and are as long.
+/// `tile` holds rows of the format of `steps` steps, and rows `at .. at + R` of `x` exist and are as long.
 #[inline(always)]
-unsafe fn products<S: Simd, F: Blocks, const R: usize>(s: S, row: Row, steps: usize, x: &Rounded, sums: &[f32], at: usize) -> [f32; R] {
+unsafe fn fast<S: Simd, F: Blocks, const W: usize, const R: usize>(
+    s: S,
+    tile: &[Row; W],
+    steps: usize,
+    x: &Rounded,
+    sums: &[f32],
+    at: usize,
+) -> [[f32; W]; R] {
     let (groups, zero) = (x.padded / F::GROUP, F::zero::<S>());
-    let (mut acc, mut offsets) = ([s.zero(); R], [s.h_splat(0.0); R]);
+    let (mut acc, mut offsets) = ([[s.zero(); R]; W], [[s.h_splat(0.0); R]; W]);
     let codes = x.codes[at * x.padded / 4..].as_ptr().cast::<u8>();
     let (scales, sums) = (x.scales[at * groups..].as_ptr(), sums[at * groups..].as_ptr());
-    // SAFETY: steps are inside the row of weights, and inside the padded rows of activations.
+    // SAFETY: steps are inside the rows of weights, and inside the padded rows of activations.
     unsafe {
         for step in 0..steps {
-            let p = row.step::<F>(step);
-            let (a, b) = F::scales(s, p);
-            let mut factors = [(a, b); R];
-            for r in 0..R {
-                let at = r * groups + step * (STEP / F::GROUP);
-                offsets[r] = add_offsets::<S, F>(s, zero, (a, b), sums.add(at), offsets[r]);
-                factors[r].0 = s.h_mul(a, s.h_load(scales.add(at)));
-                if F::GROUP == 16 {
-                    factors[r].1 = s.h_mul(b, s.h_load(scales.add(at + 8)));
+            for n in 0..W {
+                let p = tile[n].step::<F>(step);
+                let (a, b) = F::scales(s, p);
+                let mut factors = [(a, b); R];
+                for r in 0..R {
+                    let at = r * groups + step * (STEP / F::GROUP);
+                    offsets[n][r] = add_offsets::<S, F>(s, zero, (a, b), sums.add(at), offsets[n][r]);
+                    factors[r].0 = s.h_mul(a, s.h_load(scales.add(at)));
+                    if F::GROUP == 16 {
+                        factors[r].1 = s.h_mul(b, s.h_load(scales.add(at + 8)));
+                    }
+                }
+                let x_step = codes.add(step * STEP);
+                let mut products = [s.int_zero(); R];
+                vectors!(S, C => {
+                    let (continued, continues) = shared_scales::<S, F>(C);
+                    let q = F::bytes(s, F::raw(s, p, C));
+                    for r in 0..R {
+                        let v = s.load_bytes(x_step.add(r * x.padded + 4 * S::LANES * C));
+                        let before = if continued { products[r] } else { s.int_zero() };
+                        products[r] = if F::SIGNED { s.dot::<true>(before, q, v) } else { s.dot::<false>(before, q, v) };
+                        if !continues {
+                            acc[n][r] = s.fma(s.int_to_float(products[r]), lane_scales::<S, F>(s, factors[r], C), acc[n][r]);
+                        }
+                    }
+                });
+            }
+        }
+    }
+    let mut out = [[0.0; W]; R];
+    for (r, out) in out.iter_mut().enumerate() {
+        for (n, out) in out.iter_mut().enumerate() {
+            *out = finish::<S, F>(s, zero, acc[n][r], offsets[n][r]);
+        }
+    }
+    out
+}
+
+/// Everything in registers: for few rows of activations.
+///
+/// # Safety
+/// As [`fast`].
+#[inline(always)]
+unsafe fn precise_few<S: Simd, F: Blocks, const W: usize, const R: usize>(
+    s: S,
+    tile: &[Row; W],
+    steps: usize,
+    x: &Shuffled,
+    at: usize,
+) -> [[f32; W]; R] {
+    let (groups, zero) = (x.padded / F::GROUP, F::value_zero::<S>());
+    let (mut acc, mut offsets) = ([[s.zero(); R]; W], [[s.h_splat(0.0); R]; W]);
+    let (values, sums) = (x.values[at * x.padded..].as_ptr(), x.sums[at * groups..].as_ptr());
+    // SAFETY: as in `fast`.
+    unsafe {
+        for step in 0..steps {
+            let mut p = [tile[0].start; W];
+            let mut factors = [(s.h_splat(0.0), s.h_splat(0.0)); W];
+            for n in 0..W {
+                p[n] = tile[n].step::<F>(step);
+                factors[n] = F::scales(s, p[n]);
+                for r in 0..R {
+                    let sums = sums.add(r * groups + step * (STEP / F::GROUP));
+                    offsets[n][r] = add_offsets::<S, F>(s, zero, factors[n], sums, offsets[n][r]);
                 }
             }
-            let x_step = codes.add(step * STEP);
-            let mut products = [s.int_zero(); R];
+            let x_step = values.add(step * STEP);
             vectors!(S, C => {
-                let (continued, continues) = shared_scales::<S, F>(C);
-                let q = F::bytes(s, F::raw(s, p, C));
-                for r in 0..R {
-                    let v = s.load_bytes(x_step.add(r * x.padded + 4 * S::LANES * C));
-                    let before = if continued { products[r] } else { s.int_zero() };
-                    products[r] = if F::SIGNED { s.dot::<true>(before, q, v) } else { s.dot::<false>(before, q, v) };
-                    if !continues {
-                        acc[r] = s.fma(s.int_to_float(products[r]), lane_scales::<S, F>(s, factors[r], C), acc[r]);
+                let mut packed = [F::packed(s, F::raw(s, p[0], C)); W];
+                for n in 1..W {
+                    packed[n] = F::packed(s, F::raw(s, p[n], C));
+                }
+                let mut sums = [[s.zero(); R]; W];
+                for i in 0..4 {
+                    let mut v = [s.zero(); R];
+                    for r in 0..R {
+                        v[r] = s.load(x_step.add(r * x.padded + (4 * C + i) * S::LANES));
+                    }
+                    for n in 0..W {
+                        let w = F::value(s, packed[n], i);
+                        for r in 0..R {
+                            sums[n][r] = if i == 0 { s.mul(w, v[r]) } else { s.fma(w, v[r], sums[n][r]) };
+                        }
+                    }
+                }
+                for n in 0..W {
+                    let scale = lane_scales::<S, F>(s, factors[n], C);
+                    for r in 0..R {
+                        acc[n][r] = s.fma(sums[n][r], scale, acc[n][r]);
                     }
                 }
             });
         }
     }
-    std::array::from_fn(|r| finish::<S, F>(s, zero, acc[r], offsets[r]))
+    let mut out = [[0.0; W]; R];
+    for (r, out) in out.iter_mut().enumerate() {
+        for (n, out) in out.iter_mut().enumerate() {
+            *out = finish::<S, F>(s, zero, acc[n][r], offsets[n][r]);
+        }
+    }
+    out
+}
+
+/// Rows of activations that [`precise_many`] takes.
+const MANY: usize = 8;
+
+/// As [`precise_few`], with the same bits, for `rows` rows from row `at`: weights are decoded once and stay in registers while all of the
+/// rows pass by.
+///
+/// # Safety
+/// As [`precise_few`], for all of the rows, which are [`MANY`] at most.
+#[inline(always)]
+unsafe fn precise_many<S: Simd, F: Blocks, const W: usize>(
+    s: S,
+    tile: &[Row; W],
+    steps: usize,
+    x: &Shuffled,
+    at: usize,
+    rows: usize,
+) -> [[f32; W]; MANY] {
+    let (groups, zero) = (x.padded / F::GROUP, F::value_zero::<S>());
+    let (mut acc, mut offsets) = ([[s.zero(); W]; MANY], [[s.h_splat(0.0); W]; MANY]);
+    let (values, sums) = (x.values[at * x.padded..].as_ptr(), x.sums[at * groups..].as_ptr());
+    // SAFETY: as in `fast`.
+    unsafe {
+        for step in 0..steps {
+            let mut p = [tile[0].start; W];
+            let mut factors = [(s.h_splat(0.0), s.h_splat(0.0)); W];
+            for n in 0..W {
+                p[n] = tile[n].step::<F>(step);
+                factors[n] = F::scales(s, p[n]);
+            }
+            if F::HAS_MIN || zero != 0 {
+                for (r, offsets) in offsets.iter_mut().enumerate().take(rows) {
+                    let sums = sums.add(r * groups + step * (STEP / F::GROUP));
+                    for n in 0..W {
+                        offsets[n] = add_offsets::<S, F>(s, zero, factors[n], sums, offsets[n]);
+                    }
+                }
+            }
+            let x_step = values.add(step * STEP);
+            vectors!(S, C => {
+                let mut w = [[s.zero(); 4]; W];
+                let mut scales = [s.zero(); W];
+                for n in 0..W {
+                    let packed = F::packed(s, F::raw(s, p[n], C));
+                    for i in 0..4 {
+                        w[n][i] = F::value(s, packed, i);
+                    }
+                    scales[n] = lane_scales::<S, F>(s, factors[n], C);
+                }
+                let v = x_step.add(4 * C * S::LANES);
+                let mut pairs = acc[..rows].chunks_exact_mut(2);
+                for (i, acc) in (&mut pairs).enumerate() {
+                    multiply::<S, W, 2>(s, &w, &scales, v.add(2 * i * x.padded), x.padded, acc);
+                }
+                multiply::<S, W, 1>(s, &w, &scales, v.wrapping_add((rows - 1) * x.padded), x.padded, pairs.into_remainder());
+            });
+        }
+    }
+    let mut out = [[0.0; W]; MANY];
+    for (r, out) in out.iter_mut().enumerate().take(rows) {
+        for (n, out) in out.iter_mut().enumerate() {
+            *out = finish::<S, F>(s, zero, acc[r][n], offsets[r][n]);
+        }
+    }
+    out
+}
+
+/// Adds the products of a vector of codes of `W` rows with `R` rows of activations, `stride` values apart, to as many rows of sums; does
+/// nothing where those are fewer.
+///
+/// # Safety
+/// `4 · LANES` values of each row can be read, if there are so many sums.
+#[inline(always)]
+unsafe fn multiply<S: Simd, const W: usize, const R: usize>(
+    s: S,
+    w: &[[S::F; 4]; W],
+    scales: &[S::F; W],
+    x: *const f32,
+    stride: usize,
+    acc: &mut [[S::F; W]],
+) {
+    let Some(acc) = acc.first_chunk_mut::<R>() else { return };
+    let mut sums = [[s.zero(); R]; W];
+    for i in 0..4 {
+        let mut v = [s.zero(); R];
+        for (r, v) in v.iter_mut().enumerate() {
+            // SAFETY: the caller's.
+            *v = unsafe { s.load(x.add(r * stride + i * S::LANES)) };
+        }
+        for n in 0..W {
+            for r in 0..R {
+                sums[n][r] = if i == 0 { s.mul(w[n][0], v[r]) } else { s.fma(w[n][i], v[r], sums[n][r]) };
+            }
+        }
+    }
+    for n in 0..W {
+        for r in 0..R {
+            acc[r][n] = s.fma(sums[n][r], scales[n], acc[r][n]);
+        }
+    }
 }

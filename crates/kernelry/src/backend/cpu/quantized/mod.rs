@@ -1,7 +1,7 @@
 //! Compute cores of matmul with weights in GGML blocks: `y[m, n] = Σ_k x[m, k] · w[n, k]`.
 //!
-//! Few rows of `x` take [`matvec`]: each row of weights is read once, decoded in registers and multiplied with rows of activations
-//! in integers: rounded to 8 bits, or to 21 in three digits. Many take the tiles of [`gemm`](super::dense::gemm): a panel of weights is decoded into the cache once and multiplied with
+//! Few rows of `x` take [`matvec`]: each row of weights is read once, decoded in registers and multiplied with up to four rows of
+//! activations. Many take the tiles of [`gemm`](super::dense::gemm): a panel of weights is decoded into the cache once and multiplied with
 //! all of them. In both, a row of the output depends on its own row of `x` alone.
 
 mod activations;
@@ -22,8 +22,7 @@ use format::with_format;
 /// What happens to the activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Mode {
-    /// They stay f32, or become integers of 21 bits for each 32 values of a row, which is as exact in a sum; a block with a NaN or an infinity makes
-    /// its row NaN or infinite.
+    /// They stay f32, products are summed in f32.
     Precise,
     /// They are rounded to 8 bits, with one scale for each 32 values of a row; products are summed in integers. The error of a result is
     /// that of the rounding: a normalised mean squared error of about 3e-5. A block with a NaN or an infinity makes its row NaN.
