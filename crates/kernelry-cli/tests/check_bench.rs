@@ -185,6 +185,7 @@ fn bench_refuses_files_that_are_no_figures() {
     let name = wrong.to_str().unwrap();
     kernelry(&["bench", "--from", &from, "--compare", name]).fails(1, "wrong.json: No such file");
     kernelry(&["bench", "--from", name]).fails(1, "wrong.json: No such file");
+    kernelry(&["bench", "--compare", "rms_*"]).fails(1, "kernels go before it");
     for (text, reason) in [("{", "EOF"), ("[1]", "results"), ("{\"results\": [{}]}", "results[0]: missing field")] {
         std::fs::write(&wrong, text).unwrap();
         kernelry(&["bench", "--from", &from, "--compare", name]).fails(1, reason);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::shapes::is_gpu;
 use super::{BenchShape, Limit, Roofline, Stats};
 use crate::catalogue::{Access, Kernel};
 use crate::conformance::{dims_of, make_periodic_inputs};
@@ -12,7 +13,8 @@ use crate::{Buffer, Context, Error, Graph, Result};
 const CACHED: f64 = (1 << 20) as f64;
 /// Larger working sets are copied until together they exceed every cache.
 const COLD: f64 = (512u64 << 20) as f64;
-const MAX_COPIES: usize = 64;
+/// Copies at most, on the host and on GPUs, where they cost less: enough of the smallest working set to exceed a cache.
+const MAX_COPIES: [usize; 2] = [64, 256];
 /// One timing covers at least this long, so that the clock and the submission do not count.
 const SAMPLE: Duration = Duration::from_micros(400);
 /// The same by the clock of a device: some of what it runs takes microseconds, and its clock rates settle over milliseconds.
@@ -74,9 +76,10 @@ pub struct Measurement {
 pub fn measure(ctx: &Context, kernel: &'static Kernel, shape: &BenchShape, roofline: &Roofline, budget: Budget) -> Result<Measurement> {
     let cost = shape.cost;
     let residency = if cost.bytes < CACHED { Residency::Cache } else { Residency::Memory };
+    let max_copies = MAX_COPIES[usize::from(is_gpu(&ctx.device().info().backend))];
     let copies = match residency {
         Residency::Cache => 1,
-        Residency::Memory => ((COLD / cost.bytes).ceil() as usize).clamp(1, MAX_COPIES),
+        Residency::Memory => ((COLD / cost.bytes).ceil() as usize).clamp(1, max_copies),
     };
     let sets = operands(ctx, kernel, shape, copies)?;
     let (launches, timings) = time_launches(ctx, kernel, shape, &sets, budget)?;

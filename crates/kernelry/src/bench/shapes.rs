@@ -59,7 +59,7 @@ pub fn shapes(kernel: &'static Kernel, backend: &str) -> Vec<BenchShape> {
     let Some(cases) = kernel.cases else { return Vec::new() };
     let mut list = Cases::new(kernel, INTENSITY);
     cases(&mut list);
-    let gpu = matches!(backend, "cuda" | "metal");
+    let gpu = is_gpu(backend);
     let (large, everywhere): (Vec<Case>, Vec<Case>) = list.benches.into_iter().partition(|c| c.gpus_only);
     let mut chosen = if everywhere.is_empty() { largest(kernel, list.list) } else { Vec::new() };
     for case in everywhere.into_iter().chain(large.into_iter().filter(|_| gpu)) {
@@ -75,6 +75,11 @@ pub fn shapes(kernel: &'static Kernel, backend: &str) -> Vec<BenchShape> {
         }
     }
     chosen
+}
+
+/// Whether a backend runs on a GPU, and not on the host as one.
+pub(super) fn is_gpu(backend: &str) -> bool {
+    matches!(backend, "cuda" | "metal")
 }
 
 /// The cases that do the most work, no two of one size.

@@ -121,7 +121,9 @@ impl Other {
                     .hint("name a file: of peers, such as bench/peers/h200.json, or an earlier output of `kernelry bench --json`")
             });
         };
-        let text = std::fs::read_to_string(path).map_err(|e| Failure::runtime(format!("{}: {e}", path.display())))?;
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Failure::runtime(format!("{}: {e}", path.display())).hint("--compare takes the word after it as FILE: kernels go before it")
+        })?;
         Other::parse(&text).map_err(|reason| {
             Failure::runtime(format!("{}: {reason}", path.display()))
                 .hint("expected an output of `kernelry bench --json`, or figures of peers in the form of bench/peers")
