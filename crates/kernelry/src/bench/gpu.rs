@@ -7,6 +7,11 @@ use crate::{Buffer, Context, DType, Encoder, Result};
 
 const TEXT: Text = crate::kernel_text!("roofline.h");
 
+/// The text of the kernels that measure the limits of a GPU, which are in no catalogue entry, and their names.
+pub fn limit_kernels() -> (String, [&'static str; 4]) {
+    (standalone(&TEXT), ["roofline_read", "roofline_copy", "roofline_fma", "roofline_matrix"])
+}
+
 /// Bytes read by the bandwidth measurements: many times what the caches hold, and long against the start of a launch.
 const BYTES: usize = 1 << 30;
 /// Timings of each limit, of which the best counts.
@@ -47,7 +52,7 @@ pub(super) fn measure(ctx: &Context) -> Result<Roofline> {
 /// The pipeline of one of the kernels, if this device can compile it.
 fn pipeline(ctx: &Context, name: &str) -> Result<Option<Pipeline>> {
     let registry = ctx.registry();
-    registry.register_source(name, standalone(&TEXT))?;
+    registry.register_source(name, limit_kernels().0)?;
     let pipeline = registry.get_pipeline(name, ctx.device());
     registry.unregister(name)?;
     Ok(pipeline.ok())

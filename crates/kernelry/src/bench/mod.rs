@@ -10,6 +10,7 @@ mod roofline;
 mod shapes;
 mod stats;
 
+pub use gpu::limit_kernels;
 pub use measure::{Budget, Measurement, Residency, measure};
 pub use roofline::{Limit, Roofline};
 pub use shapes::{BenchShape, shapes};
