@@ -271,7 +271,7 @@ impl Simd for Avx512 {
             let (h, late) = (c / 2, c % 2 == 1);
             let low = _mm512_loadu_si512(p.add(64 * h).cast());
             let low = if late { _mm512_srli_epi16::<4>(low) } else { low };
-            let planes = opaque(_mm512_broadcast_i64x4(_mm256_loadu_si256(p.add(128 + 32 * h).cast())));
+            let planes = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.add(128 + 32 * h).cast()));
             let high = if late {
                 _mm512_srlv_epi32(planes, halves!(0, 2))
             } else {
