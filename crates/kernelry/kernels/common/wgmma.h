@@ -30,6 +30,14 @@ template <uint N> KN_FN void wgmma_settle(float (&d)[N]) {
 }
 // Makes what this thread wrote to threadgroup memory visible to the unit; a barrier follows.
 KN_FN void wgmma_publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// A barrier that tells every thread whether any came with `v`.
+KN_FN bool wgmma_any(bool v) { return __syncthreads_or(v) != 0; }
+// Two f16 in a word, the first in the lower half, in one operation.
+KN_FN uint wgmma_pack(float a, float b) {
+  uint r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
+  return r;
+}
 
 template <class T, uint N, uint TRANS> struct Wgmma;
 

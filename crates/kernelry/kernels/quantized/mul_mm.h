@@ -1,5 +1,6 @@
 #include "quantized/blocks.h"
 #include "matmul/tile.h"
+#include "quantized/mul_mm_wgmma.h"
 // KN_WARP_32_ONLY: see tile.h.
 //
 // Products of many rows with a matrix of GGML blocks. The weight is decoded in f32 and rounded once to f16 (formats whose scale is stored as f16 do
@@ -101,9 +102,34 @@ KN_FN void mul_mm_blocks(KN_GLOBAL const uchar* w, KN_PRIVATE const X& inputs, K
     __VA_ARGS__                                                                                                              \
   }
 
-#define MUL_MM_WITH(NAME, F, HOW)                                                                                            \
+#ifdef KN_WGMMA
+// Whether the path of wgmma can take the operands: pieces of 16 bytes throughout, and a block for each tile, whose number is of 31 bits.
+template <class F, class P> KN_FN bool mul_mm_wgmma(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_PARAMS const P& p, uint across, uint down) {
+  return p.k % 64 == 0 && p.k / F::LEN * (ulong)F::BYTES % 16 == 0 && kn_aligned(w, 16) && kn_aligned(x, 16) && p.x_row_stride % 4 == 0 &&
+         p.x_batch_stride % 4 == 0 && p.x_row_stride < 1u << 24 && (ulong)across * down < 1u << 31 &&
+         (ulong)kn_cdiv(p.m, p.m <= 64 ? 64u : 128u) * p.ne12 * p.ne13 <= down;
+}
+#define MUL_MM_KERNEL(NAME, F, HOW)                                                                                          \
+  KN_DYNAMIC_SHARED(NAME, MMW_BYTES(F, 2, 128, (HOW) & TILE_PARTS_2 ? 2 : 1));                                               \
+  KN_KERNEL_DEEP(NAME, 256, MulMmParams, KN_IN(0, uchar, w), KN_IN(1, float, x), KN_OUT(2, float, y)) {                      \
+    KN_LOCAL uint* shared = (KN_LOCAL uint*)kn_dynamic_shared;                                                               \
+    if (mul_mm_wgmma<F>(w, x, p, KN_GROUPS_X, KN_GROUPS_Y)) {                                                                \
+      const ulong row_bytes = (ulong)(p.k / F::LEN) * F::BYTES;                                                              \
+      const uint block = KN_GROUP_Y * KN_GROUPS_X + KN_GROUP_X;                                                      \
+      if (p.m > 64) {                                                                                                        \
+        mmw_tile<F, (HOW) & TILE_PARTS_2 ? 2 : 1, 2, 128>(w, x, y, p, row_bytes, kn_dynamic_shared, KN_THREAD_X, block, KN_GROUPS_X * KN_GROUPS_Y);     \
+      } else {                                                                                                               \
+        mmw_tile<F, (HOW) & TILE_PARTS_2 ? 2 : 1, 1, 64>(w, x, y, p, row_bytes, kn_dynamic_shared, KN_THREAD_X, block, KN_GROUPS_X * KN_GROUPS_Y);      \
+      }                                                                                                                      \
+      return;                                                                                                                \
+    }
+#else
+#define MUL_MM_KERNEL(NAME, F, HOW)                                                                                          \
   KN_KERNEL(NAME, 256, MulMmParams, KN_IN(0, uchar, w), KN_IN(1, float, x), KN_OUT(2, float, y)) {                           \
-    KN_SHARED(uint, shared, TILE_WORDS(128, (HOW) & TILE_PARTS_2 ? 2 : 1));                                                  \
+    KN_SHARED(uint, shared, TILE_WORDS(128, (HOW) & TILE_PARTS_2 ? 2 : 1));
+#endif
+#define MUL_MM_WITH(NAME, F, HOW)                                                                                            \
+  MUL_MM_KERNEL(NAME, F, HOW)                                                                                                \
     MUL_MM_BATCHES(mul_mm_blocks<F, HOW>(w + matrix * p.n * (p.k / F::LEN) * F::BYTES, inputs, to, p.m, p.n, p.k, tile_m,    \
                                          KN_GROUP_X, shared, KN_THREAD_X, KN_LANE, KN_WARP_ID);)                             \
   }

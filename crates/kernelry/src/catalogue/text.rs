@@ -34,6 +34,7 @@ const SHARED: &[Text] = &[
     kernel_text!("matmul/tile.h"),
     kernel_text!("quantized/blocks.h"),
     kernel_text!("quantized/dequant.h"),
+    kernel_text!("quantized/mul_mm_wgmma.h"),
     kernel_text!("quantized/rows.h"),
     kernel_text!("row_copy.h"),
 ];
