@@ -109,17 +109,23 @@ template <class F, class P> KN_FN bool mul_mm_wgmma(KN_GLOBAL const uchar* w, KN
          p.x_batch_stride % 4 == 0 && p.x_row_stride < 1u << 24 && (ulong)across * down < 1u << 31 &&
          (ulong)kn_cdiv(p.m, p.m <= 64 ? 64u : 128u) * p.ne12 * p.ne13 <= down;
 }
+// Large tiles read less, small ones keep more multiprocessors at work where there are few.
+#define MMW_UNITS 132
+#define MUL_MM_TILE(F, HOW, TILES, ACT) \
+  mmw_tile<F, (HOW) & TILE_PARTS_2 ? 2 : 1, TILES, ACT>(w, x, y, p, row_bytes, kn_dynamic_shared, KN_THREAD_X, block, blocks)
 #define MUL_MM_KERNEL(NAME, F, HOW)                                                                                          \
   KN_DYNAMIC_SHARED(NAME, MMW_BYTES(F, 2, 128, (HOW) & TILE_PARTS_2 ? 2 : 1));                                               \
   KN_KERNEL_DEEP(NAME, 256, MulMmParams, KN_IN(0, uchar, w), KN_IN(1, float, x), KN_OUT(2, float, y)) {                      \
     KN_LOCAL uint* shared = (KN_LOCAL uint*)kn_dynamic_shared;                                                               \
     if (mul_mm_wgmma<F>(w, x, p, KN_GROUPS_X, KN_GROUPS_Y)) {                                                                \
       const ulong row_bytes = (ulong)(p.k / F::LEN) * F::BYTES;                                                              \
-      const uint block = KN_GROUP_Y * KN_GROUPS_X + KN_GROUP_X;                                                      \
-      if (p.m > 64) {                                                                                                        \
-        mmw_tile<F, (HOW) & TILE_PARTS_2 ? 2 : 1, 2, 128>(w, x, y, p, row_bytes, kn_dynamic_shared, KN_THREAD_X, block, KN_GROUPS_X * KN_GROUPS_Y);     \
+      const uint block = KN_GROUP_Y * KN_GROUPS_X + KN_GROUP_X, blocks = KN_GROUPS_X * KN_GROUPS_Y;                          \
+      if (p.m <= 64) {                                                                                                       \
+        MUL_MM_TILE(F, HOW, 1, 64);                                                                                          \
+      } else if ((ulong)kn_cdiv(p.m, 128u) * kn_cdiv(p.n, 256u) * p.ne12 * p.ne13 < MMW_UNITS) {                             \
+        MUL_MM_TILE(F, HOW, 1, 128);                                                                                         \
       } else {                                                                                                               \
-        mmw_tile<F, (HOW) & TILE_PARTS_2 ? 2 : 1, 1, 64>(w, x, y, p, row_bytes, kn_dynamic_shared, KN_THREAD_X, block, KN_GROUPS_X * KN_GROUPS_Y);      \
+        MUL_MM_TILE(F, HOW, 2, 128);                                                                                         \
       }                                                                                                                      \
       return;                                                                                                                \
     }
