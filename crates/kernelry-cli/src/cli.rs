@@ -41,6 +41,7 @@ pub(crate) enum Command {
     Bench(commands::bench::Args),
     Inspect(commands::inspect::Args),
     Quantize(commands::quantize::Args),
+    Synthesize(commands::synthesize::Args),
     Generate(Box<commands::generate::Args>),
     Compile(commands::compile::Args),
     Cache(commands::cache::Args),

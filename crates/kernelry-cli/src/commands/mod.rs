@@ -7,6 +7,7 @@ pub(crate) mod cache;
 pub(crate) mod check;
 pub(crate) mod compile;
 pub(crate) mod doctor;
+mod file_type;
 pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod inspect;
@@ -14,6 +15,7 @@ pub(crate) mod list;
 mod params;
 pub(crate) mod quantize;
 pub(crate) mod run;
+pub(crate) mod synthesize;
 
 use clap::CommandFactory;
 
@@ -36,6 +38,7 @@ pub(crate) fn dispatch(cli: Cli) -> CliResult {
         Command::Bench(args) => bench::run(&args, out),
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Quantize(args) => quantize::run(&args, out),
+        Command::Synthesize(args) => synthesize::run(&args, out),
         Command::Generate(args) => generate::run(&args, out),
         Command::Compile(args) => compile::run(&args, out),
         Command::Cache(args) => cache::run(&args, out),
