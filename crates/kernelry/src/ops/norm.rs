@@ -33,6 +33,12 @@ crate::params! {
     }
 }
 
+/// Threads of a row, which takes four elements each at once. Few rows leave most of a GPU idle: what counts is the time of one row.
+fn row_threads(rows: u32, dim: u32) -> u32 {
+    let most = if rows <= 128 { 1024 } else { 256 };
+    (dim / 4).checked_next_power_of_two().unwrap_or(most).clamp(64, most)
+}
+
 /// A row kernel: one thread group a row.
 fn row_kernel(name: &str, summary: &'static str) -> KernelBuilder {
     let entry = Kernel::builder(name, Family::Norm, summary)
@@ -45,7 +51,7 @@ fn row_kernel(name: &str, summary: &'static str) -> KernelBuilder {
                 Err(format!("eps: got {}, expected a finite value of at least 0", p.eps))
             }
         })
-        .geometry(|p: &NormParams| Geometry::linear(p.rows, p.dim.checked_next_power_of_two().unwrap_or(256).clamp(64, 256)))
+        .geometry(|p: &NormParams| Geometry::linear(p.rows, row_threads(p.rows, p.dim)))
         .flops(|p: &NormParams| 4.0 * f64::from(p.rows) * f64::from(p.dim));
     if !name.ends_with("_v2") {
         return entry;
