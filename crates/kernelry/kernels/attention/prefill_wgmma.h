@@ -118,16 +118,6 @@ template <uint D, bool SPLIT, class K> KN_FN void attn_wgmma_scores(float (&s)[6
     }
   wgmma_commit();
 }
-// Barriers of a block in threadgroup memory: all of `count` arrivals end a phase, and phases have parity 0 and 1 in turn.
-KN_FN void attn_bar_init(ulong* bar, uint count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(wgmma_address(bar)), "r"(count) : "memory"); }
-KN_FN void attn_bar_arrive(ulong* bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(wgmma_address(bar)) : "memory"); }
-// Arrives when the copies of this thread have.
-KN_FN void attn_bar_arrive_copies(ulong* bar) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(wgmma_address(bar)) : "memory");
-}
-KN_FN void attn_bar_wait(ulong* bar, uint parity) {
-  asm volatile("{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra AGAIN; }" ::"r"(wgmma_address(bar)), "r"(parity) : "memory");
-}
 // Turns of the two warpgroups: `turn` waits for the other's `pass`.
 KN_FN void attn_turn(uint group) { asm volatile("bar.sync %0, 256;" ::"r"(group + 1) : "memory"); }
 KN_FN void attn_pass(uint group) { asm volatile("bar.arrive %0, 256;" ::"r"(2 - group) : "memory"); }
@@ -220,8 +210,8 @@ KN_FN void attn_wgmma(KN_PRIVATE const Attn& a, const Q* q, const K* k, const K*
   float* factor = shared;
   ulong *full = (ulong*)(shared + 128), *empty = full + 1;
   if (t == 0) {
-    attn_bar_init(full, 256);
-    attn_bar_init(empty, 8);
+    wgmma_bar_init(full, 256);
+    wgmma_bar_init(empty, 8);
   }
   attn_wgmma_load<D>(ks, keys, begin, end, a.dim, t);
   kn_async_commit();
@@ -244,26 +234,26 @@ KN_FN void attn_wgmma(KN_PRIVATE const Attn& a, const Q* q, const K* k, const K*
   KN_UNROLL for (uint i = 0; i < D / 2; ++i) o[i] = 0;
   attn_wgmma_load<D>(vs, values, begin, end, a.dim, t);
   if (begin + 128 < end) attn_wgmma_load<D>(ks + ATTN_PANELS(D), keys, begin + 128, end, a.dim, t);
-  attn_bar_arrive_copies(full);
+  wgmma_bar_arrive_copies(full);
   attn_wgmma_scores<D, SPLIT, K>(s, qs, ks);
   wgmma_wait<0>();
   wgmma_settle(s);
-  if (lane == 0) attn_bar_arrive(empty);
+  if (lane == 0) wgmma_bar_arrive(empty);
   attn_wgmma_softmax(s, m, l, shrink, scale, a.softcap, begin + 128 > full_hi || begin < full_lo, hi, hi_step, a.window, begin);
   attn_wgmma_weights<SPLIT, K>(p, s);
   if (group == 1) attn_pass(1);
   uint place = 0;
   KN_NO_UNROLL for (uint key = begin; key + 128 < end; key += 128, place ^= 1) {
-    attn_bar_wait(full, place);
+    wgmma_bar_wait(full, place);
     wgmma_publish();
     attn_turn(group);
     attn_wgmma_scores<D, SPLIT, K>(s, qs, ks + (place ^ 1) * ATTN_PANELS(D));
     attn_wgmma_values<D, SPLIT, K>(o, p, vs + place * ATTN_PANELS(D), group);
     // The keys of this tile and the values of the one before are used up, by both groups once these have come to here.
-    attn_bar_wait(empty, place);
+    wgmma_bar_wait(empty, place);
     attn_wgmma_load<D>(vs + (place ^ 1) * ATTN_PANELS(D), values, key + 128, end, a.dim, t);
     if (key + 256 < end) attn_wgmma_load<D>(ks + place * ATTN_PANELS(D), keys, key + 256, end, a.dim, t);
-    attn_bar_arrive_copies(full);
+    wgmma_bar_arrive_copies(full);
     wgmma_wait<1>();
     wgmma_settle(s);
     attn_wgmma_softmax(s, m, l, shrink, scale, a.softcap, key + 256 > full_hi || key + 128 < full_lo, hi, hi_step, a.window, key + 128);
@@ -271,11 +261,11 @@ KN_FN void attn_wgmma(KN_PRIVATE const Attn& a, const Q* q, const K* k, const K*
     wgmma_settle(s);
     wgmma_wait<0>();
     wgmma_settle(o);
-    if (lane == 0) attn_bar_arrive(empty);
+    if (lane == 0) wgmma_bar_arrive(empty);
     attn_wgmma_weights<SPLIT, K>(p, s);
     KN_UNROLL for (uint i = 0; i < D / 2; ++i) o[i] *= shrink[i / 2 % 2];
   }
-  attn_bar_wait(full, place);
+  wgmma_bar_wait(full, place);
   wgmma_publish();
   attn_wgmma_values<D, SPLIT, K>(o, p, vs + place * ATTN_PANELS(D), 2);
   wgmma_wait<0>();

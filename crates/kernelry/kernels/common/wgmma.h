@@ -30,6 +30,49 @@ template <uint N> KN_FN void wgmma_settle(float (&d)[N]) {
 }
 // Makes what this thread wrote to threadgroup memory visible to the unit; a barrier follows.
 KN_FN void wgmma_publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Barriers in threadgroup memory: `count` arrivals, and the bytes that were announced, end a phase; phases have parity 0 and 1 in turn.
+KN_FN void wgmma_bar_init(ulong* bar, uint count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(wgmma_address(bar)), "r"(count) : "memory");
+}
+KN_FN void wgmma_bar_arrive(ulong* bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(wgmma_address(bar)) : "memory"); }
+// Arrives when the asynchronous copies of this thread have.
+KN_FN void wgmma_bar_arrive_copies(ulong* bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(wgmma_address(bar)) : "memory");
+}
+// Arrives and announces `bytes` that the other block of the pair sends.
+KN_FN void wgmma_bar_expect(ulong* bar, uint bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(wgmma_address(bar)), "r"(bytes) : "memory");
+}
+KN_FN void wgmma_bar_wait(ulong* bar, uint parity) {
+  asm volatile("{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra AGAIN; }" ::"r"(wgmma_address(bar)),
+               "r"(parity) : "memory");
+}
+// Pairs of blocks (clusters of two) reach each other's threadgroup memory, which is laid out alike.
+KN_FN uint wgmma_rank() {
+  uint r;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+  return r;
+}
+// Barriers are set up, by one thread of each block; every thread of both comes here.
+KN_FN void wgmma_pair_ready() {
+  asm volatile("fence.mbarrier_init.release.cluster; barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+}
+// What block `rank` of the pair has at this place of its memory.
+KN_FN uint wgmma_there(const void* p, uint rank) {
+  uint r;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(wgmma_address(p)), "r"(rank));
+  return r;
+}
+KN_FN void wgmma_bar_arrive_there(ulong* bar, uint rank) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(wgmma_there(bar, rank)) : "memory");
+}
+// Sends `bytes` (a multiple of 16) to the same place of block `rank`, where they count for `bar`.
+KN_FN void wgmma_send(const void* p, uint bytes, ulong* bar, uint rank) {
+  asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(wgmma_there(p, rank)),
+               "r"(wgmma_address(p)), "r"(bytes), "r"(wgmma_there(bar, rank)) : "memory");
+}
+// A barrier of `threads` threads, number `id` of 15.
+KN_FN void wgmma_part_barrier(uint id, uint threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 // A barrier that tells every thread whether any came with `v`.
 KN_FN bool wgmma_any(bool v) { return __syncthreads_or(v) != 0; }
 // Two f16 in a word, the first in the lower half, in one operation.
@@ -61,14 +104,26 @@ template <class T, uint N, uint TRANS> struct Wgmma;
 #define WGMMA_WIDTHS(T, type, TRANS)                                                                                             \
   WGMMA_WIDTH(T, type, 64, TRANS, WGMMA_REGS_32, WGMMA_OUT_32, "32", "33", "34", "35", "36", "37")                               \
   WGMMA_WIDTH(T, type, 96, TRANS, WGMMA_REGS_48, WGMMA_OUT_48, "48", "49", "50", "51", "52", "53")                               \
-  WGMMA_WIDTH(T, type, 128, TRANS, WGMMA_REGS_64, WGMMA_OUT_64, "64", "65", "66", "67", "68", "69")
+  WGMMA_WIDTH(T, type, 128, TRANS, WGMMA_REGS_64, WGMMA_OUT_64, "64", "65", "66", "67", "68", "69")                              \
+  WGMMA_WIDTH(T, type, 192, TRANS, WGMMA_REGS_96, WGMMA_OUT_96, "96", "97", "98", "99", "100", "101")                            \
+  WGMMA_WIDTH(T, type, 224, TRANS, WGMMA_REGS_112, WGMMA_OUT_112, "112", "113", "114", "115", "116", "117")                      \
+  WGMMA_WIDTH(T, type, 256, TRANS, WGMMA_REGS_128, WGMMA_OUT_128, "128", "129", "130", "131", "132", "133")
 #define WGMMA_REGS_30 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," WGMMA_R10("1") "," WGMMA_R10("2")
 #define WGMMA_REGS_32 WGMMA_REGS_30 ",%30,%31"
 #define WGMMA_REGS_48 WGMMA_REGS_30 "," WGMMA_R10("3") ",%40,%41,%42,%43,%44,%45,%46,%47"
-#define WGMMA_REGS_64 WGMMA_REGS_30 "," WGMMA_R10("3") "," WGMMA_R10("4") "," WGMMA_R10("5") ",%60,%61,%62,%63"
+#define WGMMA_REGS_60 WGMMA_REGS_30 "," WGMMA_R10("3") "," WGMMA_R10("4") "," WGMMA_R10("5")
+#define WGMMA_REGS_64 WGMMA_REGS_60 ",%60,%61,%62,%63"
+#define WGMMA_REGS_90 WGMMA_REGS_60 "," WGMMA_R10("6") "," WGMMA_R10("7") "," WGMMA_R10("8")
+#define WGMMA_REGS_96 WGMMA_REGS_90 ",%90,%91,%92,%93,%94,%95"
+#define WGMMA_REGS_110 WGMMA_REGS_90 "," WGMMA_R10("9") "," WGMMA_R10("10")
+#define WGMMA_REGS_112 WGMMA_REGS_110 ",%110,%111"
+#define WGMMA_REGS_128 WGMMA_REGS_110 "," WGMMA_R10("11") ",%120,%121,%122,%123,%124,%125,%126,%127"
 #define WGMMA_OUT_32 WGMMA_16(0), WGMMA_16(16)
 #define WGMMA_OUT_48 WGMMA_OUT_32, WGMMA_16(32)
 #define WGMMA_OUT_64 WGMMA_OUT_48, WGMMA_16(48)
+#define WGMMA_OUT_96 WGMMA_OUT_64, WGMMA_16(64), WGMMA_16(80)
+#define WGMMA_OUT_112 WGMMA_OUT_96, WGMMA_16(96)
+#define WGMMA_OUT_128 WGMMA_OUT_112, WGMMA_16(112)
 WGMMA_WIDTHS(kn_f16, "f16", 0)
 WGMMA_WIDTHS(kn_f16, "f16", 1)
 WGMMA_WIDTHS(kn_bf16, "bf16", 0)

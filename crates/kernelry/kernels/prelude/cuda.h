@@ -31,6 +31,11 @@ typedef unsigned long long ulong;
 // Threadgroup memory beyond what a kernel may declare: `bytes` of it for kernel `name`, at kn_dynamic_shared. For paths of one GPU alone.
 #define KN_DYNAMIC_SHARED(name, bytes) extern "C" __device__ uint name##_dynamic_shared = (bytes)
 extern __shared__ __align__(1024) uchar kn_dynamic_shared[];
+// Blocks of `block` threads, whatever the catalogue entry says, in clusters of `blocks`: the grid is rounded up to whole ones in x.
+#define KN_CLUSTERS(name, block, blocks) \
+  extern "C" __device__ uint name##_threads = (block); extern "C" __device__ uint name##_cluster = (blocks)
+#define KN_KERNEL_CLUSTERS(name, block, blocks, P, ...) \
+  extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(block, 1) name(__VA_ARGS__, const P p)
 
 // Identity of the thread: at kernel scope only.
 #define KN_GROUP_X blockIdx.x

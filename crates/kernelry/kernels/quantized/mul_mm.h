@@ -1,5 +1,6 @@
 #include "quantized/blocks.h"
 #include "matmul/tile.h"
+#include "matmul/dense_wgmma.h"
 #include "quantized/mul_mm_wgmma.h"
 // KN_WARP_32_ONLY: see tile.h.
 //
@@ -142,9 +143,20 @@ template <class F, class P> KN_FN bool mul_mm_wgmma(KN_GLOBAL const uchar* w, KN
 #define MUL_MM(NAME, F) MUL_MM_WITH(NAME, F, TILE_PARTS_2 | TILE_RANGE)
 #define MUL_MM_HALF(NAME, F) MUL_MM_WITH(NAME, F, TILE_RANGE)
 
-#define MUL_MM_F16(NAME)                                                                                                     \
+#ifdef KN_WGMMA
+#define MUL_MM_F16_KERNEL(NAME)                                                                                              \
+  DENSE_LAUNCH(NAME);                                                                                                        \
+  KN_KERNEL_CLUSTERS(NAME, DENSE_THREADS, 2, MulMmParams, KN_IN(0, kn_f16, w), KN_IN(1, float, x), KN_OUT(2, float, y)) {          \
+    const DenseShape shape = {p.m, p.n, p.k, p.ne12 * p.ne13, p.x_row_stride, p.x_batch_stride, p.ne12, p.ne02, p.r2, p.r3}; \
+    DENSE_WGMMA(kn_f16, true)                                                                                                \
+    KN_LOCAL uint* shared = (KN_LOCAL uint*)kn_dynamic_shared;
+#else
+#define MUL_MM_F16_KERNEL(NAME)                                                                                              \
   KN_KERNEL(NAME, 256, MulMmParams, KN_IN(0, kn_f16, w), KN_IN(1, float, x), KN_OUT(2, float, y)) {                          \
-    KN_SHARED(uint, shared, TILE_WORDS(128, 1));                                                                             \
+    KN_SHARED(uint, shared, TILE_WORDS(128, 1));
+#endif
+#define MUL_MM_F16(NAME)                                                                                                     \
+  MUL_MM_F16_KERNEL(NAME)                                                                                                    \
     MUL_MM_BATCHES(KN_GLOBAL const kn_f16* own = w + matrix * p.n * p.k;                                                     \
                    const TileWeights16<kn_f16> weights = TILE_WEIGHTS(own);                                                  \
                    mul_mm_tile<TILE_RANGE>(weights, inputs, to, p.m, p.n, p.k, tile_m, KN_GROUP_X, shared, KN_THREAD_X,      \

@@ -30,6 +30,7 @@ const SHARED: &[Text] = &[
     kernel_text!("attention/tile.h"),
     kernel_text!("common/wgmma.h"),
     kernel_text!("map.h"),
+    kernel_text!("matmul/dense_wgmma.h"),
     kernel_text!("matmul/operands.h"),
     kernel_text!("matmul/tile.h"),
     kernel_text!("quantized/blocks.h"),

@@ -113,7 +113,8 @@ fn enqueue_launch(launch: &Launch, stream: sys::CUstream) -> Result<()> {
     let mut pointers: SmallVec<[*mut c_void; 12]> = addresses.iter_mut().map(|a| std::ptr::from_mut(a).cast()).collect();
     pointers.push(params.as_mut_ptr().cast());
     let [gx, gy, gz] = launch.geometry.groups;
-    let [bx, by, bz] = launch.geometry.threads;
+    let gx = gx.checked_next_multiple_of(kernel.cluster).unwrap_or(u32::MAX);
+    let [bx, by, bz] = kernel.threads.map_or(launch.geometry.threads, |threads| [threads, 1, 1]);
     let threads = u64::from(bx) * u64::from(by) * u64::from(bz);
     if threads == 0 || threads > u64::from(kernel.max_threads) {
         return Err(failed(format!("[{name}] threads of a block: got {bx} x {by} x {bz}, expected 1 to {}", kernel.max_threads)));

@@ -108,7 +108,8 @@ impl Module for CudaModule {
                 .and_then(|()| check("cuFuncGetAttribute", sys::cuFuncGetAttribute(&mut max_threads, attribute, function)))
                 .map_err(|e| format!("{entry}: {e}"))?;
         }
-        let dynamic_shared = self.words.get(&format!("{entry}_dynamic_shared")).copied().unwrap_or(0);
+        let word = |what: &str| self.words.get(&format!("{entry}_{what}")).copied();
+        let dynamic_shared = word("dynamic_shared").unwrap_or(0);
         if dynamic_shared != 0 {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             let bytes = i32::try_from(dynamic_shared).unwrap_or(i32::MAX);
@@ -116,7 +117,14 @@ impl Module for CudaModule {
             check("cuFuncSetAttribute", unsafe { sys::cuFuncSetAttribute(function, attribute, bytes) })
                 .map_err(|e| format!("{entry}: {e}"))?;
         }
-        Ok(Arc::new(CudaKernel { _loaded: self.loaded.clone(), function, max_threads: max_threads.unsigned_abs(), dynamic_shared }))
+        Ok(Arc::new(CudaKernel {
+            _loaded: self.loaded.clone(),
+            function,
+            max_threads: max_threads.unsigned_abs(),
+            dynamic_shared,
+            threads: word("threads"),
+            cluster: word("cluster").unwrap_or(1),
+        }))
     }
 }
 
@@ -127,6 +135,10 @@ pub(super) struct CudaKernel {
     pub(super) max_threads: u32,
     /// Bytes of threadgroup memory that are given at launch.
     pub(super) dynamic_shared: u32,
+    /// Threads of a block, where they are not those of the catalogue entry.
+    pub(super) threads: Option<u32>,
+    /// Blocks that work together: the grid is a multiple of so many in x.
+    pub(super) cluster: u32,
 }
 
 // SAFETY: as for `Loaded`.
