@@ -22,6 +22,9 @@ pub(crate) struct ModelArg {
     /// Positions of the context [default: what the model was trained for, at most 4096]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
+    /// Prompt tokens processed at once [default: 512, on a GPU 2048]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -37,7 +40,9 @@ impl ModelArg {
             MathArg::Precise => Math::Precise,
             MathArg::Fast => Math::Fast,
         };
-        let options = ModelOptions::default().with_math(math).with_context(self.context.map(|n| n as usize));
+        // Fewer rows leave tiles of a GPU empty; more cost a CPU its cache.
+        let batch = self.batch.unwrap_or(if ctx.device().info().backend == "cpu" { 512 } else { 2048 });
+        let options = ModelOptions::default().with_math(math).with_context(self.context.map(|n| n as usize)).with_batch(batch as usize);
         let bar = progress::bytes(0);
         let file = self.file()?;
         let loaded = Generator::load(&file, ctx, options, &mut |done, total| {

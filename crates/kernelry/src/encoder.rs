@@ -189,9 +189,14 @@ impl Encoder {
         &self.context
     }
 
-    /// Math mode of the launches that follow.
+    /// Sets the math mode of the launches that follow.
     pub fn set_math(&mut self, math: Math) {
         self.options = Options::with_math(math);
+    }
+
+    /// Math mode of the launches that follow.
+    pub fn math(&self) -> Math {
+        self.options.math
     }
 
     /// Puts a barrier after each launch, to bisect a suspected race: results must not change by a bit.

@@ -6,8 +6,8 @@ use kernelry::gguf::{GgufFile, GgufWriter};
 use kernelry::ops::linear::{Linear, Weight};
 use kernelry::ops::quantized::{MulMmParams, MulMvExtParams, MulMvParams, QuantizedMatmul};
 use kernelry::quant::{GgmlType, dequantize_to_vec, quantize};
-use kernelry::registry::{ConstantValue, Constants, Math};
-use kernelry::{Buffer, Context, DType, Encoder, Error};
+use kernelry::registry::{ConstantValue, Constants, Math, Registry};
+use kernelry::{Buffer, Context, DType, Device, Encoder, Error};
 
 const FORMATS: [(GgmlType, &str); 7] = [
     (GgmlType::Q4_0, "q4_0"),
@@ -291,6 +291,39 @@ fn the_launcher_serves_any_number_of_rows() {
             let got = product(rows, false);
             assert!(nmse(&got, &expected[..rows * n]) <= 2e-7, "{format}, {rows} rows");
             assert_eq!(bits(&product(rows, true)[..n]), one, "{format}: the first of {rows} rows differs from the same row alone");
+        }
+    }
+}
+
+/// On a GPU `fast` takes kernels that round the input to f16, and from hundreds of rows on a weight that was expanded to f16: each weight and
+/// each input moves by at most one part in 2048.
+#[test]
+fn fast_products_of_a_gpu_round_to_f16() {
+    let ctx = Context::new(Device::open("emulator").expect("a C++ compiler"), Registry::new());
+    let (n, k) = (24, 256);
+    for (format, _) in FORMATS {
+        let bytes = blocks(format, n, k);
+        let decoded = dequantize_to_vec(format, &bytes).unwrap();
+        let weight = ctx.upload(&bytes, &[bytes.len()]).unwrap();
+        // Rows far apart in size: a factor for all of them would lose the small ones.
+        let mut data = normal(&mut fastrand::Rng::with_seed(SEED), 1.0, 300 * k);
+        for (row, values) in data.chunks_mut(k).enumerate() {
+            values.iter_mut().for_each(|v| *v *= [1.0, 1e-9, 1e12][row % 3]);
+        }
+        let expected = exact(&decoded, &data, k);
+        for rows in [40, 300] {
+            let x = ctx.upload(&data[..rows * k], &[rows, k]).unwrap();
+            let out = ctx.zeros(DType::F32, &[rows, n]).unwrap();
+            encode(&ctx, |e| {
+                e.set_math(Math::Fast);
+                QuantizedMatmul { weight: &weight, format, x: &x, out: &out, row_invariant: false }.encode(e)
+            });
+            let got = out.to_vec::<f32>().unwrap();
+            for row in 0..rows {
+                let at = row * n..(row + 1) * n;
+                let error = nmse(&got[at.clone()], &expected[at]);
+                assert!(error <= 5e-7, "{format}, row {row} of {rows}: {error:e}");
+            }
         }
     }
 }

@@ -1,13 +1,22 @@
 //! The typed launcher.
 
-use super::{Format, MulMmParams, MulMvExtParams, MulMvParams};
+use super::{DequantParams, Format, MulMmParams, MulMvExtParams, MulMvParams};
+use crate::DType;
 use crate::ops::rows_and_cols;
 use crate::quant::GgmlType;
+use crate::registry::Math;
 use crate::{Buffer, Encoder, Error, Result};
+
+/// Input rows from which expanding a weight to f16 costs less than decoding it in every tile.
+const EXPAND_ROWS: u32 = 256;
+/// Largest weight that is expanded, in bytes of f16.
+const EXPAND_BYTES: usize = 512 << 20;
 
 /// `out = x · weightᵀ` with a weight in GGML blocks.
 ///
-/// One input row is a matrix-vector product; 2 to 8 rows share each decoded weight; more go through tiles.
+/// One input row is a matrix-vector product; 2 to 8 rows share each decoded weight; more go through tiles. In math mode
+/// [`Fast`](Math::Fast) a GPU rounds the input of tiles to f16, each row times a power of two that fits it, and expands the weight
+/// to f16 first where there are hundreds of rows.
 pub struct QuantizedMatmul<'a> {
     /// `[n, row_bytes]` or flat, u8: `n` rows of blocks as a GGUF file stores them.
     pub weight: &'a Buffer,
@@ -55,7 +64,19 @@ impl QuantizedMatmul<'_> {
                 let r1 = [2, 3, 4, 5, 3, 4, 4].get(m as usize - 2).copied().unwrap_or(4);
                 encoder.launch(&format!("kernel_mul_mv_ext_{s}_f32_r1_{r1}"), &args, &MulMvExtParams { m, n, k, batch: 1 })
             }
-            _ => encoder.launch(&format!("kernel_mul_mm_{s}_f32"), &args, &MulMmParams::single(m, n, k)),
+            _ if encoder.math() == Math::Precise || encoder.context().device().info().backend == "cpu" => {
+                encoder.launch(&format!("kernel_mul_mm_{s}_f32"), &args, &MulMmParams::single(m, n, k))
+            }
+            _ if m < EXPAND_ROWS || n as usize * k as usize > EXPAND_BYTES / 2 => {
+                encoder.launch(&format!("kernel_mul_mm_{s}_tensor_v2_f32"), &args, &MulMmParams::single(m, n, k))
+            }
+            _ => {
+                let words = (n as usize * k as usize).div_ceil(2);
+                let expanded = encoder.scratch(words)?.view_as(DType::F16, &[n as usize, k as usize])?;
+                encoder.launch(&format!("hf2q_dequant_{s}_to_f16"), &[Some(self.weight), Some(&expanded)], &DequantParams { n, k })?;
+                let args = [Some(&expanded), Some(self.x), Some(self.out)];
+                encoder.launch("hf2q_mul_mm_tensor_v2_f16", &args, &MulMmParams::single(m, n, k))
+            }
         }
     }
 }

@@ -5,7 +5,8 @@
 //! number of rows by tiles.
 //!
 //! In math mode [`Fast`](crate::registry::Math::Fast) a CPU rounds each block of an input row to signed 8-bit integers with one f32
-//! scale `d = max|x| / 127` and sums integer products: an element of the result then moves by at most `Σ |w|·d/2`.
+//! scale `d = max|x| / 127` and sums integer products: an element of the result then moves by at most `Σ |w|·d/2`. A GPU computes the same in
+//! both modes; [`QuantizedMatmul`] then takes kernels that round input rows to f16.
 
 mod entries;
 mod experts;
