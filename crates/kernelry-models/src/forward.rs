@@ -20,7 +20,7 @@ use kernelry::{Buffer, DType, Encoder, Lease, Result};
 
 use crate::config::ModelConfig;
 use crate::model::Inner;
-use crate::weights::{Block, Projection};
+use crate::weights::{Block, Projection, Stack};
 
 /// Where the tokens of a pass stand.
 pub(crate) struct Step<'a> {
@@ -61,6 +61,21 @@ impl<'a> Forward<'a> {
         Ok(view)
     }
 
+    /// Temporaries `[seq_len, cols]` for each width, one behind the other.
+    fn temporaries<const N: usize>(&mut self, cols: [usize; N]) -> Result<Outputs<N>> {
+        let lease = self.inner.ctx.pool().uninit(DType::F32, &[self.seq_len * cols.iter().sum::<usize>()])?;
+        let whole = Buffer::clone(&lease);
+        self.temporaries.push(lease);
+        let mut parts = [const { None }; N];
+        let mut at = 0;
+        for (part, cols) in parts.iter_mut().zip(cols) {
+            *part = Some(whole.slice(at * 4, self.seq_len * cols)?.reshape(&[self.seq_len, cols])?);
+            at += self.seq_len * cols;
+        }
+        let parts = parts.map(|part| part.unwrap_or_else(|| whole.clone()));
+        Ok(Outputs { whole, parts })
+    }
+
     /// Records the pass. `logits` is `[rows, vocab]`, for the last `rows` tokens.
     pub(crate) fn run(&mut self, step: &Step<'_>, caches: &[(Buffer, Buffer)], logits: &Buffer, rows: usize) -> Result<()> {
         let (inner, c) = (self.inner, &self.inner.config);
@@ -69,12 +84,9 @@ impl<'a> Forward<'a> {
         let normed = self.temporary(c.hidden)?;
         let branch = self.temporary(c.hidden)?;
         let scratch = Scratch {
-            q: self.temporary(c.n_heads * c.head_dim)?,
-            k: self.temporary(c.n_kv_heads * c.head_dim)?,
-            v: self.temporary(c.n_kv_heads * c.head_dim)?,
+            qkv: self.temporaries([c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim])?,
             attended: self.temporary(c.n_heads * c.head_dim)?,
-            gate: self.temporary(c.ffn)?,
-            up: self.temporary(c.ffn)?,
+            gate_up: self.temporaries([c.ffn, c.ffn])?,
         };
         GetRows { table: &w.embedding, ids: step.ids, out: &h, scale: 1.0 }.encode(self.encoder)?;
         let Some(first) = w.blocks.first() else {
@@ -84,10 +96,10 @@ impl<'a> Forward<'a> {
         for (i, (block, (keys, values))) in w.blocks.iter().zip(caches).enumerate() {
             self.attention(block, step, keys, values, &normed, &scratch, &branch)?;
             self.residual(&h, &branch, &block.ffn_norm, &normed)?;
-            self.linear(&block.gate, &normed, &scratch.gate)?;
-            self.linear(&block.up, &normed, &scratch.up)?;
-            SiluMul { gate: &scratch.gate, up: &scratch.up, out: &scratch.gate }.encode(self.encoder)?;
-            self.linear(&block.down, &scratch.gate, &branch)?;
+            self.linears([&block.gate, &block.up], block.gate_up.as_ref(), &normed, &scratch.gate_up)?;
+            let [gate, up] = &scratch.gate_up.parts;
+            SiluMul { gate, up, out: gate }.encode(self.encoder)?;
+            self.linear(&block.down, gate, &branch)?;
             let next_norm = w.blocks.get(i + 1).map_or(&w.output_norm, |next| &next.attn_norm);
             self.residual(&h, &branch, next_norm, &normed)?;
         }
@@ -103,8 +115,24 @@ impl<'a> Forward<'a> {
         done
     }
 
-    fn projection(&mut self, p: &Projection, x: &Buffer, out: &Buffer) -> Result<()> {
-        self.linear(&p.weight, x, out)?;
+    /// Products of one input. For one token, the matrices that are stacked take one launch.
+    fn linears<const N: usize>(
+        &mut self,
+        weights: [&kernelry::ops::linear::Weight; N],
+        stack: Option<&Stack>,
+        x: &Buffer,
+        out: &Outputs<N>,
+    ) -> Result<()> {
+        let stack = stack.filter(|_| self.seq_len == 1);
+        if let Some(stack) = stack {
+            let rows = stack.weight.rows();
+            self.linear(&stack.weight, x, &out.whole.slice(0, rows)?.reshape(&[1, rows])?)?;
+        }
+        let done = stack.map_or(0, |stack| stack.count);
+        weights.iter().zip(&out.parts).skip(done).try_for_each(|(weight, out)| self.linear(weight, x, out))
+    }
+
+    fn bias(&mut self, p: &Projection, out: &Buffer) -> Result<()> {
         match &p.bias {
             Some(bias) => kernelry::ops::elementwise::AddBias { x: out, bias, out }.encode(self.encoder),
             None => Ok(()),
@@ -129,13 +157,16 @@ impl<'a> Forward<'a> {
         out: &Buffer,
     ) -> Result<()> {
         let c = &self.inner.config;
-        self.projection(&block.q, normed, &s.q)?;
-        self.projection(&block.k, normed, &s.k)?;
-        self.projection(&block.v, normed, &s.v)?;
-        self.rotate(c, &s.q, c.n_heads, block.head_norms.as_ref().map(|n| &n.0), step)?;
-        self.rotate(c, &s.k, c.n_kv_heads, block.head_norms.as_ref().map(|n| &n.1), step)?;
+        let projections = [&block.q, &block.k, &block.v];
+        self.linears(projections.map(|p| &p.weight), block.qkv.as_ref(), normed, &s.qkv)?;
+        for (projection, out) in projections.iter().zip(&s.qkv.parts) {
+            self.bias(projection, out)?;
+        }
+        let [q, k, v] = &s.qkv.parts;
+        self.rotate(c, q, c.n_heads, block.head_norms.as_ref().map(|n| &n.0), step)?;
+        self.rotate(c, k, c.n_kv_heads, block.head_norms.as_ref().map(|n| &n.1), step)?;
         let heads = |x: &Buffer, n: usize| x.reshape(&[step.seq_len, n, c.head_dim]);
-        let (q, k, v) = (heads(&s.q, c.n_heads)?, heads(&s.k, c.n_kv_heads)?, heads(&s.v, c.n_kv_heads)?);
+        let (q, k, v) = (heads(q, c.n_heads)?, heads(k, c.n_kv_heads)?, heads(v, c.n_kv_heads)?);
         KvCacheWrite { k: &k, v: &v, k_cache: keys, v_cache: values, position: step.position }.encode(self.encoder)?;
         let attended = heads(&s.attended, c.n_heads)?;
         let scale = 1.0 / (c.head_dim as f32).sqrt();
@@ -159,10 +190,13 @@ impl<'a> Forward<'a> {
 
 /// Temporaries of a block, reused by every block.
 struct Scratch {
-    q: Buffer,
-    k: Buffer,
-    v: Buffer,
+    qkv: Outputs<3>,
     attended: Buffer,
-    gate: Buffer,
-    up: Buffer,
+    gate_up: Outputs<2>,
+}
+
+/// Results of products of one input, one behind the other.
+struct Outputs<const N: usize> {
+    whole: Buffer,
+    parts: [Buffer; N],
 }

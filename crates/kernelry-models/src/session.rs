@@ -1,7 +1,7 @@
 //! A session: the KV cache of one sequence, prompt processing, and the recorded decode step.
 
 use kernelry::catalogue::StepU32;
-use kernelry::{Buffer, DType, Error, Graph, Lease, Result};
+use kernelry::{Buffer, DType, Encoder, Error, Graph, Lease, Result};
 
 use crate::forward::{Forward, Step};
 use crate::model::{Inner, Model};
@@ -22,7 +22,8 @@ pub struct Session {
     caches: Vec<(Buffer, Buffer)>,
     len: usize,
     step: Buffer,
-
+    /// Whether the kernels of a prompt and of the decode step have been built.
+    warm: bool,
     decode: Option<DecodeGraph>,
     logits: Buffer,
     logits_host: Vec<f32>,
@@ -47,7 +48,7 @@ impl Session {
             caches,
             len: 0,
             step: inner.ctx.zeros(DType::U32, &[step_len])?,
-
+            warm: false,
             decode: None,
             logits: inner.ctx.zeros(DType::F32, &[1, c.vocab])?,
             logits_host: vec![0.0; c.vocab],
@@ -116,6 +117,7 @@ impl Session {
     /// then); [`Error::Execution`] if the device fails.
     pub fn append(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         self.check_tokens(tokens)?;
+        self.prewarm(tokens.len())?;
         if let [token] = tokens {
             return self.decode_step(*token);
         }
@@ -142,8 +144,38 @@ impl Session {
         Ok(all)
     }
 
+    /// Builds the kernels of a prompt of `seq_len` tokens and of the decode step, all at once, before the first of them is needed.
+    fn prewarm(&mut self, seq_len: usize) -> Result<()> {
+        if self.warm {
+            return Ok(());
+        }
+        let inner: &Inner = &self.model.inner;
+        let batch = inner.options.batch.max(1);
+        inner.ctx.prewarm(|encoder| {
+            // Batches of a long prompt, and what is left of it.
+            for len in [seq_len.min(batch), seq_len % batch] {
+                if len > 1 {
+                    self.record_prefill(encoder, &vec![0; len], &self.logits, 1)?;
+                }
+            }
+            self.record_step(encoder).map(drop)
+        })?;
+        self.warm = true;
+        Ok(())
+    }
+
     /// Runs a batch and writes the logits of its last `rows` tokens.
     fn prefill(&mut self, tokens: &[u32], logits: &Buffer, rows: usize) -> Result<()> {
+        let mut encoder = self.model.inner.ctx.encoder();
+        let temporaries = self.record_prefill(&mut encoder, tokens, logits, rows)?;
+        encoder.run()?;
+        drop(temporaries);
+        self.len += tokens.len();
+        Ok(())
+    }
+
+    /// Records a batch; the temporaries must outlive its run.
+    fn record_prefill(&self, encoder: &mut Encoder, tokens: &[u32], logits: &Buffer, rows: usize) -> Result<Vec<Lease>> {
         let inner: &Inner = &self.model.inner;
         let seq_len = tokens.len();
         let ids = inner.ctx.upload(tokens, &[seq_len])?;
@@ -152,14 +184,9 @@ impl Session {
         let positions = inner.ctx.upload(&positions, &[seq_len])?;
         let step =
             Step { ids: &ids, positions: &positions, position: StepU32::new(start), keys: StepU32::new(start + seq_len as u32), seq_len };
-        let mut encoder = inner.ctx.encoder();
-        let mut forward = Forward::new(inner, &mut encoder, seq_len);
+        let mut forward = Forward::new(inner, encoder, seq_len);
         forward.run(&step, &self.caches, logits, rows)?;
-        let temporaries = forward.into_temporaries();
-        encoder.run()?;
-        drop(temporaries);
-        self.len += seq_len;
-        Ok(())
+        Ok(forward.into_temporaries())
     }
 
     /// One token through the recorded graph.
@@ -179,6 +206,13 @@ impl Session {
     }
 
     fn record_decode(&self) -> Result<DecodeGraph> {
+        let mut encoder = self.model.inner.ctx.encoder();
+        let temporaries = self.record_step(&mut encoder)?;
+        Ok(DecodeGraph { graph: encoder.finish()?, _temporaries: temporaries })
+    }
+
+    /// Records the decode step; the temporaries must outlive its runs.
+    fn record_step(&self, encoder: &mut Encoder) -> Result<Vec<Lease>> {
         let inner: &Inner = &self.model.inner;
         let capacity = self.capacity() as u32;
         let word = |at: usize, len: usize| self.step.slice(at * 4, len);
@@ -189,11 +223,9 @@ impl Session {
             keys: StepU32::from_step(slot::KEYS, capacity),
             seq_len: 1,
         };
-        let mut encoder = inner.ctx.encoder();
         encoder.set_step(&self.step)?;
-        let mut forward = Forward::new(inner, &mut encoder, 1);
+        let mut forward = Forward::new(inner, encoder, 1);
         forward.run(&step, &self.caches, &self.logits, 1)?;
-        let temporaries = forward.into_temporaries();
-        Ok(DecodeGraph { graph: encoder.finish()?, _temporaries: temporaries })
+        Ok(forward.into_temporaries())
     }
 }

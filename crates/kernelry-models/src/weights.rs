@@ -12,13 +12,22 @@ pub(crate) struct Block {
     pub(crate) q: Projection,
     pub(crate) k: Projection,
     pub(crate) v: Projection,
+    pub(crate) qkv: Option<Stack>,
     pub(crate) o: Weight,
     /// Norms of each query and key head, Qwen 3.
     pub(crate) head_norms: Option<(Buffer, Buffer)>,
     pub(crate) ffn_norm: Buffer,
     pub(crate) gate: Weight,
     pub(crate) up: Weight,
+    pub(crate) gate_up: Option<Stack>,
     pub(crate) down: Weight,
+}
+
+/// The first `count` of the matrices that take one input, one below the other in the memory that they share with their own views: one launch for a
+/// single token instead of `count`, which matters where a launch costs more than what it reads.
+pub(crate) struct Stack {
+    pub(crate) weight: Weight,
+    pub(crate) count: usize,
 }
 
 /// A matrix with an optional bias.
@@ -60,12 +69,43 @@ impl Loader<'_> {
 
     /// A matrix `[rows, cols]`, kept in its format where a kernel multiplies it.
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
+        self.check_matrix(name, rows, cols)?;
+        Weight::from_gguf(self.ctx, self.file, name)
+    }
+
+    /// Checks the shape, and counts the matrix.
+    fn check_matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<()> {
         let shape = &self.file.tensor(name)?.shape;
         if shape[..] != [rows, cols] {
             return Err(Error::format("gguf", format!("tensor `{name}`"), format!("got shape {shape:?}, expected [{rows}, {cols}]")));
         }
         self.count(name, shape);
-        Weight::from_gguf(self.ctx, self.file, name)
+        Ok(())
+    }
+
+    /// Matrices `[rows, cols]` that take one input, and as many of them as can be stacked, if that is more than one.
+    fn matrices(&mut self, names: &[&str], rows: &[usize], cols: usize) -> Result<(Vec<Weight>, Option<Stack>)> {
+        let mut stack = None;
+        for count in (2..=names.len()).rev() {
+            let some = names.get(..count).unwrap_or_default();
+            if let Some(weight) = Weight::stacked_from_gguf(self.ctx, self.file, some)? {
+                stack = Some(Stack { weight, count });
+                break;
+            }
+        }
+        let mut list = Vec::new();
+        let mut start = 0;
+        for (i, (name, &rows)) in names.iter().zip(rows).enumerate() {
+            list.push(match &stack {
+                Some(stack) if i < stack.count => {
+                    self.check_matrix(name, rows, cols)?;
+                    stack.weight.slice(start, rows)?
+                }
+                _ => self.matrix(name, rows, cols)?,
+            });
+            start += rows;
+        }
+        Ok((list, stack))
     }
 
     /// A vector of `len` f32 values.
@@ -82,13 +122,6 @@ impl Loader<'_> {
         if self.file.find_tensor(name).is_none() { Ok(None) } else { self.vector(name, len).map(Some) }
     }
 
-    fn projection(&mut self, name: &str, rows: usize, cols: usize) -> Result<Projection> {
-        Ok(Projection {
-            weight: self.matrix(&format!("{name}.weight"), rows, cols)?,
-            bias: self.optional_vector(&format!("{name}.bias"), rows)?,
-        })
-    }
-
     fn block(&mut self, i: usize, c: &ModelConfig) -> Result<Block> {
         let name = |what: &str| format!("blk.{i}.{what}");
         let weight = |what: &str| format!("blk.{i}.{what}.weight");
@@ -99,16 +132,27 @@ impl Loader<'_> {
             }
             _ => None,
         };
+        let unequal = || Error::invalid("model", "matrices: got another number than names");
+        let names = ["attn_q", "attn_k", "attn_v"];
+        let (list, qkv) = self.matrices(&names.map(weight).each_ref().map(String::as_str), &[q_dim, kv_dim, kv_dim], c.hidden)?;
+        let [q, k, v] = <[Weight; 3]>::try_from(list).map_err(|_| unequal())?;
+        let (list, gate_up) =
+            self.matrices(&["ffn_gate", "ffn_up"].map(weight).each_ref().map(String::as_str), &[c.ffn, c.ffn], c.hidden)?;
+        let [gate, up] = <[Weight; 2]>::try_from(list).map_err(|_| unequal())?;
+        let mut bias = |what: &str, rows: usize| self.optional_vector(&name(&format!("{what}.bias")), rows);
+        let (q_bias, k_bias, v_bias) = (bias("attn_q", q_dim)?, bias("attn_k", kv_dim)?, bias("attn_v", kv_dim)?);
         Ok(Block {
             attn_norm: self.vector(&weight("attn_norm"), c.hidden)?,
-            q: self.projection(&name("attn_q"), q_dim, c.hidden)?,
-            k: self.projection(&name("attn_k"), kv_dim, c.hidden)?,
-            v: self.projection(&name("attn_v"), kv_dim, c.hidden)?,
+            q: Projection { weight: q, bias: q_bias },
+            k: Projection { weight: k, bias: k_bias },
+            v: Projection { weight: v, bias: v_bias },
+            qkv,
             o: self.matrix(&weight("attn_output"), c.hidden, q_dim)?,
             head_norms,
             ffn_norm: self.vector(&weight("ffn_norm"), c.hidden)?,
-            gate: self.matrix(&weight("ffn_gate"), c.ffn, c.hidden)?,
-            up: self.matrix(&weight("ffn_up"), c.ffn, c.hidden)?,
+            gate,
+            up,
+            gate_up,
             down: self.matrix(&weight("ffn_down"), c.hidden, c.ffn)?,
         })
     }

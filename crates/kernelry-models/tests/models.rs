@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use kernelry::gguf::GgufFile;
+use kernelry::registry::Registry;
 use kernelry::safetensors::SafeTensors;
-use kernelry::{Context, Error};
+use kernelry::{Context, Device, Error};
 use kernelry_models::sampler::SamplingParams;
 use kernelry_models::stop::{StopConditions, StopReason};
 use kernelry_models::{Generator, Model, ModelOptions};
@@ -22,7 +23,11 @@ struct Tiny {
 }
 
 fn load(name: &str, options: ModelOptions) -> Tiny {
-    let model = Model::open(&path(&format!("{name}.gguf")), &Context::cpu(), options).unwrap();
+    load_on(&Context::cpu(), name, options)
+}
+
+fn load_on(ctx: &Context, name: &str, options: ModelOptions) -> Tiny {
+    let model = Model::open(&path(&format!("{name}.gguf")), ctx, options).unwrap();
     let expected = SafeTensors::open(path(&format!("{name}.safetensors"))).unwrap();
     let ids = |key: &str| {
         let bytes = expected.tensor_bytes(key).unwrap();
@@ -65,6 +70,21 @@ fn sixty_four_greedy_tokens_equal_those_of_transformers() {
             tokens.push(token);
         }
         assert_eq!(tokens, tiny.greedy, "{name}");
+    }
+}
+
+/// The texts of GPU kernels run whole models too. A device that maps no files has the projections of a block stacked.
+#[test]
+fn the_emulator_writes_the_same_tokens() {
+    let ctx = Context::new(Device::open("emulator").expect("a C++ compiler"), Registry::new());
+    for name in NAMES {
+        let tiny = load_on(&ctx, name, ModelOptions::precise());
+        let mut session = tiny.model.session().unwrap();
+        let mut token = argmax(session.append(&tiny.prompt).unwrap());
+        for (i, &expected) in tiny.greedy.iter().take(5).enumerate() {
+            assert_eq!(token, expected, "{name}: token {i}");
+            token = argmax(session.append(&[token]).unwrap());
+        }
     }
 }
 

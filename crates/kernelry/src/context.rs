@@ -7,7 +7,7 @@ use crate::device::Device;
 use crate::dtype::Element;
 use crate::encoder::Encoder;
 use crate::pool::Pool;
-use crate::registry::Registry;
+use crate::registry::{Prewarmed, Registry};
 use crate::{Buffer, DType, Result};
 
 struct Inner {
@@ -55,6 +55,19 @@ impl Context {
     /// An empty encoder.
     pub fn encoder(&self) -> Encoder {
         Encoder::new(self)
+    }
+
+    /// Builds, in parallel, the kernels that `record` launches by name; nothing is recorded. Kernels that are compiled from source take
+    /// seconds each, one after the other, when the first launch is what asks for them.
+    ///
+    /// # Errors
+    /// What `record` gives. A kernel that cannot be built is in the report, and an error where it is launched.
+    pub fn prewarm(&self, record: impl FnOnce(&mut Encoder) -> Result<()>) -> Result<Prewarmed> {
+        let mut encoder = Encoder::of_names(self);
+        record(&mut encoder)?;
+        let names = encoder.into_names();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        Ok(self.registry().prewarm(self.device(), &names))
     }
 
     /// A zeroed buffer; see [`Buffer::zeros`].

@@ -170,6 +170,8 @@ pub struct Encoder {
     options: Options,
     step: Option<Buffer>,
     force_serial: bool,
+    /// Names of what is launched, where that is all that is wanted.
+    names: Option<Vec<String>>,
 }
 
 impl Encoder {
@@ -181,7 +183,21 @@ impl Encoder {
             options: Options::default(),
             step: None,
             force_serial: context.config().force_serial,
+            names: None,
         }
+    }
+
+    /// An encoder that builds and records no kernel that is launched by name, and remembers the names.
+    pub(crate) fn of_names(context: &Context) -> Encoder {
+        Encoder { names: Some(Vec::new()), ..Encoder::new(context) }
+    }
+
+    /// The names, each once.
+    pub(crate) fn into_names(self) -> Vec<String> {
+        let mut names = self.names.unwrap_or_default();
+        names.sort_unstable();
+        names.dedup();
+        names
     }
 
     /// The context it records for.
@@ -241,6 +257,10 @@ impl Encoder {
     /// [`Error::KernelNotFound`], [`Error::BackendUnsupported`], and what the checks of the catalogue entry say:
     /// [`Error::InvalidArgument`], [`Error::UnsupportedDType`], [`Error::DeviceMismatch`].
     pub fn launch<P: Params>(&mut self, name: &str, args: &[Option<&Buffer>], params: &P) -> Result<()> {
+        if let Some(names) = &mut self.names {
+            names.push(name.to_owned());
+            return Ok(());
+        }
         let pipeline = self.context.registry().get_with(name, self.context.device(), &Constants::NONE, self.options)?;
         self.launch_pipeline(&pipeline, args, bytemuck::bytes_of(params))
     }

@@ -2,6 +2,7 @@
 
 use super::matmul::DenseMatmul;
 use super::quantized::{Format, QuantizedMatmul};
+use crate::backend::Capability;
 use crate::gguf::GgufFile;
 use crate::quant::{GgmlType, dequantize, repack};
 use crate::{Buffer, Context, DType, Encoder, Error, Result, f16};
@@ -92,6 +93,40 @@ impl Weight {
             }
             None => Weight::from_bytes(ctx, file.tensor_bytes(name)?, info.ty, rows, cols),
         }
+    }
+
+    /// Matrices of a GGUF file one below the other in one buffer: what one product with it gives is what the products with each give, side by
+    /// side. `None` where they cannot be stacked as they are stored, being of different types or widths or of a type that no kernel multiplies,
+    /// and where the device would map the file: there they take no memory, and stacked they would.
+    ///
+    /// # Errors
+    /// As [`Weight::from_gguf`].
+    pub fn stacked_from_gguf(ctx: &Context, file: &GgufFile, names: &[&str]) -> Result<Option<Weight>> {
+        if ctx.device().probe(Capability::FileMapping)? {
+            return Ok(None);
+        }
+        let tensors = names.iter().map(|name| file.tensor(name)).collect::<Result<Vec<_>>>()?;
+        let Some((kind, &[_, cols])) = tensors.first().map(|t| (t.ty, &t.shape[..])) else { return Ok(None) };
+        let mut rows = 0;
+        for tensor in &tensors {
+            match tensor.shape[..] {
+                [own, width] if tensor.ty == kind && width == cols => rows += own,
+                _ => return Ok(None),
+            }
+        }
+        if layout(kind, rows, cols)?.is_none() {
+            return Ok(None);
+        }
+        let bytes = names.iter().map(|name| file.tensor_bytes(name)).collect::<Result<Vec<_>>>()?.concat();
+        Weight::from_bytes(ctx, &bytes, kind, rows, cols).map(Some)
+    }
+
+    /// `rows` outputs from `start` on, in the same memory.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there are fewer.
+    pub fn slice(&self, start: usize, rows: usize) -> Result<Weight> {
+        Ok(Weight { buffer: self.buffer.rows(start, rows)?, kind: self.kind, rows, cols: self.cols })
     }
 
     /// The stored matrix: `[rows, row_bytes]` of u8, or `[rows, cols]`.
