@@ -91,16 +91,23 @@ fn cpu_table() -> String {
 
 fn model_table(tests: &Value) -> String {
     let mut text = "\n| model | prompt | generation |\n|---|---|---|\n".to_owned();
+    model_row(&mut text, "the model in the box", tests);
+    text
+}
+
+/// Medians of every prompt length and of generation.
+fn model_row(text: &mut String, name: &str, tests: &Value) {
     let tests = tests.as_array().unwrap();
     let cell = |prompt: bool| {
-        let test = tests.iter().find(|t| (t["n_prompt"] != 0) == prompt).expect("model.json has both tests");
-        let mut rates: Vec<f64> = test["samples_ts"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
-        rates.sort_by(f64::total_cmp);
-        let tokens = if prompt { &test["n_prompt"] } else { &test["n_gen"] };
-        format!("{:.0} tokens/s ({tokens})", rates[rates.len() / 2])
+        let rates = tests.iter().filter(|t| (t["n_prompt"] != 0) == prompt).map(|test| {
+            let mut rates: Vec<f64> = test["samples_ts"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+            rates.sort_by(f64::total_cmp);
+            let tokens = if prompt { &test["n_prompt"] } else { &test["n_gen"] };
+            format!("{:.0} tokens/s ({tokens})", rates[rates.len() / 2])
+        });
+        rates.collect::<Vec<_>>().join(", ")
     };
-    writeln!(text, "| the model in the box ({}) | {} | {} |", tests[0]["model_type"].as_str().unwrap(), cell(true), cell(false)).unwrap();
-    text
+    writeln!(text, "| {name} ({}) | {} | {} |", tests[0]["model_type"].as_str().unwrap(), cell(true), cell(false)).unwrap();
 }
 
 /// Rows of the H200's second table: begin and end of the names of our kernels, shape, type and shape of peers' rows, what it is.
@@ -124,14 +131,14 @@ const GPU_ROWS: [(&str, &str, &str, [&str; 3], &str); 18] = [
     (
         "flash_attn_vec_",
         "16kv_dk256",
-        "H=16/4 n=32768 nwg=66",
+        "H=16/4 n=32768 nwg=32",
         ["attention", "16-bit", "S=1 n=32768 H=16/4 D=256"],
         "the same, heads of 256",
     ),
     (
         "flash_attn_vec_",
         "16kv_dk512",
-        "H=16/2 n=32768 nwg=66",
+        "H=16/2 n=32768 nwg=32",
         ["attention", "16-bit", "S=1 n=32768 H=16/2 D=512"],
         "the same, heads of 512",
     ),
@@ -230,7 +237,8 @@ fn h200_table() -> String {
         // Partitions of keys are not done before they are joined.
         let (join, dim) = (name.starts_with("flash_attn_vec_"), end.rsplit('k').next().unwrap_or_default());
         let us = if join {
-            let Some(join) = fastest(&report, &format!("flash_attn_vec_reduce_dk{dim}"), "", "rows=16 nwg=66") else { continue };
+            let merged = format!("rows=16 {}", shape.rsplit(' ').next().unwrap_or_default());
+            let Some(join) = fastest(&report, &format!("flash_attn_vec_reduce_dk{dim}"), "", &merged) else { continue };
             alone + number(join, "p50_us")
         } else {
             alone
@@ -241,7 +249,11 @@ fn h200_table() -> String {
         let name = if join { format!("`{name}` and its reduction") } else { format!("`{name}`") };
         writeln!(text, "| {name} | {shape} | {what} | {us:.1} µs | {bytes:.0} | {flops:.1} | {share} | {peer} |").unwrap();
     }
-    text + &data("h200/model.json").map_or_else(String::new, |tests| model_table(&tests))
+    let mut models = data("h200/model.json").map_or_else(String::new, |tests| model_table(&tests));
+    if let Some(tests) = data("h200/model-8b.json") {
+        model_row(&mut models, "the shapes of Llama 8B, random weights", &tests);
+    }
+    text + &models
 }
 
 #[test]

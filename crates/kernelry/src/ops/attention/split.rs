@@ -18,8 +18,10 @@ use crate::{Encoder, Result, kernel_text};
 const MMA: Text = kernel_text!("attention/decode_mma.h");
 /// Query heads of a block that decodes on the matrix unit.
 const MMA_HEADS: u32 = 8;
-/// Most partitions.
-const PARTITIONS: u32 = 128;
+/// Most partitions: 32 for wide heads, as the interface of these kernels has it, and for narrow ones as many as keep a GPU busy with few KV heads.
+const fn most_partitions(head_dim: u32) -> u32 {
+    if head_dim < 256 { 128 } else { 32 }
+}
 
 crate::params! {
     /// Parameters of decode attention in partitions.
@@ -38,7 +40,7 @@ crate::params! {
         mask_type: u32,
         /// keys attended with mask type 2, the query's own included; 0 for all
         sliding_window: u32,
-        /// partitions, 1 to 128; 1 writes the result itself
+        /// partitions, 1 to 128, to 32 for heads of 256 and 512; 1 writes the result itself
         nwg: u32,
         /// factor of the scores
         scale: f32,
@@ -78,7 +80,7 @@ crate::params! {
     pub struct FlashAttnReduceParams {
         /// query rows
         rows: u32,
-        /// partitions, 1 to 128
+        /// partitions, 1 to 128, to 32 for heads of 256 and 512
         nwg: u32,
     }
 }
@@ -97,8 +99,8 @@ fn pair(head_dim: u32, cache: DType) -> Option<(&'static str, &'static str)> {
 
 /// Partitions for one token. They follow from the capacity, not from the keys in it, so that a recorded step, which may have any number of
 /// keys, gives what the same step gives when it is encoded anew.
-fn partitions(units: u32, blocks: u32, kv_capacity: u32) -> u32 {
-    (units * BLOCKS_OF_UNIT / blocks.max(1)).min(kv_capacity / KEYS_OF_PARTITION).clamp(1, PARTITIONS)
+fn partitions(units: u32, blocks: u32, kv_capacity: u32, head_dim: u32) -> u32 {
+    (units * BLOCKS_OF_UNIT / blocks.max(1)).min(kv_capacity / KEYS_OF_PARTITION).clamp(1, most_partitions(head_dim))
 }
 
 /// Records a single token in partitions, or nothing (false) where one pass does as well.
@@ -106,7 +108,7 @@ pub(super) fn encode(op: &Attention<'_>, p: &AttentionDecodeParams, encoder: &mu
     let info = encoder.context().device().info();
     let cache = op.k.dtype();
     let Some((main, merge)) = pair(p.head_dim, cache).filter(|_| info.backend != "cpu") else { return Ok(false) };
-    let nwg = partitions(info.units, head_blocks(p.n_heads, p.n_kv_heads, block(cache).1), p.kv_capacity);
+    let nwg = partitions(info.units, head_blocks(p.n_heads, p.n_kv_heads, block(cache).1), p.kv_capacity, p.head_dim);
     if nwg == 1 {
         return Ok(false);
     }
@@ -140,8 +142,9 @@ fn check_dim(got: u32, expected: u32) -> Result<(), String> {
     if got == expected { Ok(()) } else { Err(format!("head_dim: got {got}, expected {expected}")) }
 }
 
-fn check_partitions(nwg: u32) -> Result<(), String> {
-    if (1..=PARTITIONS).contains(&nwg) { Ok(()) } else { Err(format!("nwg: got {nwg}, expected 1 to {PARTITIONS}")) }
+fn check_partitions(nwg: u32, head_dim: u32) -> Result<(), String> {
+    let most = most_partitions(head_dim);
+    if (1..=most).contains(&nwg) { Ok(()) } else { Err(format!("nwg: got {nwg}, expected 1 to {most}")) }
 }
 
 fn check_mask(mask_type: u32) -> Result<(), String> {
@@ -170,7 +173,7 @@ fn main_entry(name: &'static str, dim: u32, cache: DType, line: &'static str) ->
             check_keys(p.kv_seq_len.max(), p.kv_capacity)?;
             check_queries(p.seq_len, p.kv_seq_len.max())?;
             check_mask(p.mask_type)?;
-            check_partitions(p.nwg)?;
+            check_partitions(p.nwg, dim)?;
             check_floats(p.scale, p.softcap)
         })
         .class("f32 accumulation; queries may be rounded to f16", "|err| ≤ 1e-2, and 1e-4·max|v| against queries rounded alike")
@@ -206,7 +209,7 @@ fn reduce_entry(name: &'static str, dim: u32, only_32: bool, line: &'static str)
             if only_32 && p.nwg != 32 {
                 return Err(format!("nwg: got {}, expected 32", p.nwg));
             }
-            check_partitions(p.nwg)
+            check_partitions(p.nwg, dim)
         })
         .class("f32", "relative 1e-6")
         .flops(move |p: &FlashAttnReduceParams| 2.0 * product(&[p.rows, p.nwg, dim]))
