@@ -1,7 +1,8 @@
 //! `kernelry synthesize`: a GGUF file with the shapes of a known model and random weights.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::hash_map::Entry;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kernelry::gguf::{GgufWriter, Value};
@@ -202,64 +203,114 @@ fn pool(ty: GgmlType, cols: usize, random: &mut fastrand::Rng) -> CliResult<Vec<
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
     let started = Instant::now();
-    let shapes = args.shapes;
+    let (values, bytes) = write(args.shapes, args.target, args.seed, &args.output)?;
+    out.line(format!(
+        "{}: {} with random weights, {:.2} billion values, {}, {}, {:.1} s",
+        args.output.display(),
+        args.shapes.name,
+        values as f64 / 1e9,
+        args.target.name,
+        human_bytes(bytes as u64),
+        started.elapsed().as_secs_f64()
+    ))
+}
+
+/// Writes the file; the number of weights and their bytes.
+fn write(shapes: &Shapes, target: Target, seed: u64, path: &Path) -> CliResult<(usize, usize)> {
     let mut writer = GgufWriter::new();
-    shapes.describe(&mut writer, args.target)?;
-    let tensors: Vec<(String, Vec<usize>, GgmlType)> = shapes
-        .tensors()
-        .into_iter()
-        .map(|(name, shape)| {
-            let ty = choose(&name, &shape, GgmlType::F32, args.target, shapes.layers);
-            (name, shape, ty)
-        })
-        .collect();
-    let mut sizes = Vec::new();
-    for (name, shape, ty) in &tensors {
-        writer.tensor(name, *ty, shape)?;
-        let (rows, cols) = (shape.iter().rev().skip(1).product::<usize>(), shape.last().copied().unwrap_or(1));
-        sizes.push(rows * ty.row_bytes(cols)?);
+    shapes.describe(&mut writer, target)?;
+    let mut tensors = Vec::new();
+    for (name, shape) in shapes.tensors() {
+        let ty = choose(&name, &shape, GgmlType::F32, target, shapes.layers);
+        writer.tensor(&name, ty, &shape)?;
+        let cols = shape.last().copied().unwrap_or(1);
+        let values: usize = shape.iter().product();
+        tensors.push((name, ty, cols, values, values / cols * ty.row_bytes(cols)?));
     }
-    let total: usize = sizes.iter().sum();
+    let (values, total) = tensors.iter().fold((0, 0), |(values, bytes), t| (values + t.3, bytes + t.4));
     interrupt::listen();
     let bar = progress::bytes(total as u64);
-    let mut random = fastrand::Rng::with_seed(args.seed);
+    let mut random = fastrand::Rng::with_seed(seed);
     let mut pools: HashMap<(GgmlType, usize), Vec<u8>> = HashMap::new();
-    let mut stream = writer.create(&args.output)?;
-    for ((name, shape, ty), &bytes) in tensors.iter().zip(&sizes) {
+    let mut stream = writer.create(path)?;
+    for (name, ty, cols, values, bytes) in tensors {
         bar.set_message(name.clone());
-        if let [len] = shape[..] {
+        if values == cols {
             // A norm that changes nothing.
-            let ones: Vec<u8> = (0..len).flat_map(|_| 1f32.to_le_bytes()).collect();
-            stream.write(name, &ones)?;
-            bar.inc(bytes as u64);
+            let ones: Vec<u8> = (0..cols).flat_map(|_| 1f32.to_le_bytes()).collect();
+            stream.write(&name, &ones)?;
             continue;
         }
-        let cols = shape.last().copied().unwrap_or(1);
-        if !pools.contains_key(&(*ty, cols)) {
-            pools.insert((*ty, cols), pool(*ty, cols, &mut random)?);
-        }
-        let Some(pool) = pools.get(&(*ty, cols)) else { continue };
+        let pool = match pools.entry((ty, cols)) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => place.insert(pool(ty, cols, &mut random)?),
+        };
         let mut left = bytes;
         while left > 0 {
             interrupt::check()?;
             let from = random.usize(..POOL / ty.block_len()) * ty.block_bytes();
             let piece = pool.get(from..).unwrap_or_default();
             let piece = piece.get(..left).unwrap_or(piece);
-            stream.write(name, piece)?;
+            stream.write(&name, piece)?;
             left -= piece.len();
             bar.inc(piece.len() as u64);
         }
     }
     stream.finish()?;
     bar.finish_and_clear();
-    let values: usize = tensors.iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
-    out.line(format!(
-        "{}: {} with random weights, {:.2} billion values, {}, {}, {:.1} s",
-        args.output.display(),
-        shapes.name,
-        values as f64 / 1e9,
-        args.target.name,
-        human_bytes(total as u64),
-        started.elapsed().as_secs_f64()
-    ))
+    Ok((values, total))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use kernelry::Context;
+    use kernelry::gguf::GgufFile;
+    use kernelry_models::{Generator, ModelOptions};
+
+    /// What the authors of these models say of them.
+    #[test]
+    fn parameters_of_the_known_models() {
+        let published =
+            [("llama-1b", 1_235_814_400), ("llama-8b", 8_030_261_248), ("qwen3-0.6b", 596_049_920), ("qwen3-8b", 8_190_735_360)];
+        for (name, expected) in published {
+            let count: usize = shapes(name).unwrap().tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+            assert_eq!(count, expected, "{name}");
+        }
+        assert_eq!(SHAPES.len(), published.len());
+        assert!(shapes("llama-9b").is_err_and(|e| e.contains("llama-8b")));
+    }
+
+    #[test]
+    fn a_written_model_runs_and_depends_on_the_seed_alone() {
+        let small = Shapes {
+            name: "small",
+            architecture: "qwen3",
+            layers: 2,
+            hidden: 256,
+            ffn: 512,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 64,
+            vocab: 6000,
+            context: 64,
+            rope_base: 10_000,
+            tied: false,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let target = file_type::parse("Q4_K_M").unwrap();
+        let file = |name: &str, seed| {
+            let path = folder.path().join(name);
+            write(&small, target, seed, &path).unwrap();
+            std::fs::read(path).unwrap()
+        };
+        let first = file("a.gguf", 1);
+        assert!(first == file("b.gguf", 1) && first != file("c.gguf", 2));
+        let opened = GgufFile::open(folder.path().join("a.gguf")).unwrap();
+        let ctx = Context::cpu();
+        let mut generator = Generator::load(&opened, &ctx, ModelOptions::default(), &mut |_, _| ()).unwrap();
+        let logits = generator.session().append(&[5, 6, 5999]).unwrap();
+        assert!(logits.len() == 6000 && logits.iter().all(|v| v.is_finite()) && logits.iter().any(|v| v.abs() > 0.1));
+    }
 }

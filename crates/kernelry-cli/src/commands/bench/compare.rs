@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use kernelry::registry::Math;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::row::{Entry, Row};
+use super::row::{Entry, Row, shape_text};
 use crate::failure::{CliResult, Failure};
 use crate::output::Output;
 
@@ -172,7 +171,7 @@ impl Other {
         }
         let [peer, old, new, ratio] = names;
         let table = pairs.iter().map(|p| {
-            let shape = if p.ours.math == Math::Fast { format!("{} fast", p.ours.shape) } else { p.ours.shape.clone() };
+            let shape = shape_text(&p.ours.shape, p.ours.math);
             let number = |us: f64| format!("{us:.2}");
             vec![
                 format!("{}{}", p.ours.kernel, p.with),

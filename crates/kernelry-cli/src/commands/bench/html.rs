@@ -1,10 +1,9 @@
 //! The report as one HTML file: a table and a roofline plot, with nothing to load from elsewhere.
 
 use kernelry::bench::{Residency, Roofline};
-use kernelry::registry::Math;
 use minijinja::{Environment, Value, context};
 
-use super::row::{Entry, Row, limit_name};
+use super::row::{Entry, Row, limit_name, shape_text};
 use super::{Report, limits};
 use crate::failure::{CliResult, Failure};
 
@@ -47,16 +46,12 @@ pub(super) fn render(report: &Report, entries: &[Entry]) -> CliResult<String> {
     template.render(context! { device => origin.device.name, facts, rows, families => named, plot }).map_err(broken)
 }
 
-fn shape(shape: &str, math: Math) -> String {
-    if math == Math::Fast { format!("{shape} fast") } else { shape.to_owned() }
-}
-
 fn table_row(entry: &Entry) -> Value {
     match entry {
-        Entry::Failed(f) => context! { kernel => f.kernel, shape => shape(&f.shape, f.math), error => f.error },
+        Entry::Failed(f) => context! { kernel => f.kernel, shape => shape_text(&f.shape, f.math), error => f.error },
         Entry::Measured(r) => context! {
             kernel => r.kernel,
-            shape => shape(&r.shape, r.math),
+            shape => shape_text(&r.shape, r.math),
             median => format!("{:.2}", r.p50_us),
             spread => format!("{:.2} to {:.2}", r.p10_us, r.p90_us),
             gb_s => format!("{:.1}", r.gb_s),
@@ -139,7 +134,7 @@ fn plot(roofline: &Roofline, entries: &[Entry], class: impl Fn(&str) -> String) 
                 y => y.at(r.gflop_s * 1e9),
                 class => class(&r.family),
                 cached => r.residency == Residency::Cache,
-                title => format!("{} {}: {:.2} µs, {:.1} GB/s, {:.1} GFLOP/s{share}", r.kernel, shape(&r.shape, r.math), r.p50_us, r.gb_s, r.gflop_s),
+                title => format!("{} {}: {:.2} µs, {:.1} GB/s, {:.1} GFLOP/s{share}", r.kernel, shape_text(&r.shape, r.math), r.p50_us, r.gb_s, r.gflop_s),
             }
         })
         .collect();

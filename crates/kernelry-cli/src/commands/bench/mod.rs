@@ -13,8 +13,7 @@ use draft::Draft;
 use kernelry::backend::DeviceInfo;
 use kernelry::bench::{BenchShape, Budget, Roofline, measure, shapes};
 use kernelry::catalogue::Kernel;
-use kernelry::registry::Math;
-use row::{CSV_HEADER, Entry, limit_name, residency_name};
+use row::{CSV_HEADER, Entry, limit_name, residency_name, shape_text};
 use serde::{Deserialize, Serialize};
 
 use super::bench_model::{self, Format, Plan};
@@ -285,7 +284,7 @@ impl Text {
             out.line(kernel)?;
             self.kernel = Some(kernel.clone());
         }
-        let shape = if math == Math::Fast { format!("{shape} fast") } else { shape.clone() };
+        let shape = shape_text(shape, math);
         match entry {
             Entry::Failed(failed) => out.line(format!("  {shape:42} {} {}", out.red("failed:"), failed.error))?,
             Entry::Measured(row) => {

@@ -5,6 +5,11 @@ use kernelry::catalogue::Kernel;
 use kernelry::registry::Math;
 use serde::{Deserialize, Serialize};
 
+/// A shape and the math mode, where that is not what everyone expects.
+pub(super) fn shape_text(shape: &str, math: Math) -> String {
+    if math == Math::Fast { format!("{shape} fast") } else { shape.to_owned() }
+}
+
 /// One measured shape, the same fields in JSON and CSV.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Row {

@@ -9,6 +9,7 @@ pub(crate) mod kv_cache;
 pub(crate) mod layout;
 pub(crate) mod math;
 mod memory;
+#[cfg(feature = "emulator")]
 pub(crate) use memory::HostMemory;
 pub(crate) mod moe;
 pub(crate) mod norm;
