@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Deserialize, Serialize)]
 pub(super) struct Origin {
     pub(super) version: String,
-    /// The commit that was built, where the build was told: `KERNELRY_COMMIT` in its environment.
+    /// The commit that was built: `KERNELRY_COMMIT` in the environment of the build, or of this run where a binary was brought from elsewhere.
     pub(super) commit: Option<String>,
     pub(super) build: String,
     pub(super) command: String,
@@ -24,7 +24,7 @@ impl Origin {
     pub(super) fn new(device: &Device) -> Origin {
         Origin {
             version: env!("CARGO_PKG_VERSION").into(),
-            commit: option_env!("KERNELRY_COMMIT").map(str::to_owned),
+            commit: option_env!("KERNELRY_COMMIT").map(str::to_owned).or_else(|| std::env::var("KERNELRY_COMMIT").ok()),
             build: if cfg!(debug_assertions) { "debug" } else { "release" }.into(),
             command: command(std::env::args().skip(1)),
             device: device.info().clone(),
