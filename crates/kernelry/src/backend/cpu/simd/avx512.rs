@@ -277,7 +277,8 @@ impl Simd for Avx512 {
             } else {
                 _mm512_sllv_epi32(planes, halves!(4, 2))
             };
-            _mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi8(15)), _mm512_and_si512(high, _mm512_set1_epi8(0x30)))
+            // Else the halves of a code are put together again for each byte that is taken from it.
+            opaque(_mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi8(15)), _mm512_and_si512(high, _mm512_set1_epi8(0x30))))
         };
         fn h_load(p: *const f32) -> __m256 = _mm256_loadu_ps(p);
         fn h_store(p: *mut f32, v: __m256) = _mm256_storeu_ps(p, v);
