@@ -1,5 +1,9 @@
 //! Activations as the cores want them.
 
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::format::STEP;
@@ -8,10 +12,39 @@ use crate::backend::cpu::simd::Order;
 /// Elements below which preparing them is not worth a second thread.
 const SERIAL: usize = 1 << 17;
 
+/// A cache line.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Elements that start where a cache line does: vectors of them never straddle two, which takes twice as long to load.
+pub(super) struct Aligned<T>(Vec<Line>, PhantomData<T>);
+
+impl<T: Pod> Aligned<T> {
+    /// Zeros, a whole number of lines of them.
+    fn zeros(len: usize) -> Aligned<T> {
+        debug_assert!((len * size_of::<T>()).is_multiple_of(size_of::<Line>()));
+        Aligned(vec![Line::zeroed(); len * size_of::<T>() / size_of::<Line>()], PhantomData)
+    }
+}
+
+impl<T: Pod> Deref for Aligned<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl<T: Pod> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
 /// Rows of activations in 8 bits: `x ≈ scale · code`, one scale for each 32 values.
 pub(super) struct Rounded {
     /// `[m, padded / 4]`, four signed bytes in each; zero past the end of a row.
-    pub codes: Vec<u32>,
+    pub codes: Aligned<u32>,
     /// `[m, padded / group]`: a scale of a block, twice if groups are of 16.
     pub scales: Vec<f32>,
     /// Sums of the codes of each group, laid out as `scales`.
@@ -75,7 +108,7 @@ impl Rounded {
 pub(super) fn round(x: &[f32], m: usize, k: usize, group: usize) -> Rounded {
     let padded = k.next_multiple_of(STEP);
     let groups = padded / group;
-    let mut out = Rounded { codes: vec![0; m * padded / 4], scales: vec![0.0; m * groups], sums: vec![0; m * groups], padded };
+    let mut out = Rounded { codes: Aligned::zeros(m * padded / 4), scales: vec![0.0; m * groups], sums: vec![0; m * groups], padded };
     let codes: &mut [i8] = bytemuck::cast_slice_mut(&mut out.codes);
     let rows = x[..m * k].chunks(k).zip(codes.chunks_mut(padded));
     let rows = rows.zip(out.scales.chunks_mut(groups)).zip(out.sums.chunks_mut(groups));
@@ -91,7 +124,7 @@ pub(super) fn round(x: &[f32], m: usize, k: usize, group: usize) -> Rounded {
 pub(super) struct Shuffled {
     /// `[m, padded]`: for each vector of codes the values of the lowest bytes of its lanes, then those of the second, third and fourth. Zero
     /// past the end of a row.
-    pub values: Vec<f32>,
+    pub values: Aligned<f32>,
     /// `[m, padded / group]`: sum of each group.
     pub sums: Vec<f32>,
     /// Row length, a whole number of steps.
@@ -101,7 +134,7 @@ pub(super) struct Shuffled {
 /// Reorders `x [m, k]`.
 pub(super) fn shuffle(x: &[f32], m: usize, k: usize, group: usize, order: Order, lanes: usize) -> Shuffled {
     let padded = k.next_multiple_of(STEP);
-    let mut out = Shuffled { values: vec![0.0; m * padded], sums: vec![0.0; m * padded / group], padded };
+    let mut out = Shuffled { values: Aligned::zeros(m * padded), sums: vec![0.0; m * padded / group], padded };
     // Where the four values of a lane come from.
     let from: [usize; STEP / 4] = std::array::from_fn(|i| order.value(lanes, i / lanes, i % lanes));
     for ((x, values), sums) in x[..m * k].chunks(k).zip(out.values.chunks_mut(padded)).zip(out.sums.chunks_mut(padded / group)) {

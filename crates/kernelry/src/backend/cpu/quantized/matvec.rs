@@ -15,6 +15,14 @@ use crate::backend::cpu::simd::{Kernel, Order, Simd, dispatch};
 /// Bytes of the largest [`STEP`] of a format: eight blocks of Q8_0.
 const LARGEST_STEP: usize = 8 * 34;
 
+/// Most steps of a row that [`Task::single`] takes before it goes on to the next one: 32 KiB of activations, which stay in the first cache
+/// beside the weights that pass through.
+const PART_STEPS: usize = 32;
+/// Rows that go through a part before the next part is taken.
+const BAND: usize = 32;
+/// How far ahead weights are asked for, at least. The processor's own guesses end at each page.
+const AHEAD_BYTES: usize = 4096;
+
 /// Activations of a call.
 enum Input {
     Fast(Rounded, Vec<f32>),
@@ -64,6 +72,9 @@ impl<F: Blocks> Kernel for Task<'_, F> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        if let (Input::Precise(x), 16, 1) = (self.input, S::LANES, self.problem.m) {
+            return self.single(s, x);
+        }
         // As many rows of weights at a time as there are registers for the sums of: they share the loads of activations, which for
         // several rows of those are the bottleneck. Activations in 8 bits are loaded four times faster.
         match (self.input, S::LANES) {
@@ -123,6 +134,40 @@ impl<F: Blocks> Task<'_, F> {
                 };
             }
             first += W;
+        }
+    }
+
+    /// One row of activations, with one row of weights after the other: the weights are one stream, which is what memory is fastest at.
+    #[inline(always)]
+    fn single<S: Simd>(&self, s: S, x: &Shuffled) {
+        let &Problem { weights, k, .. } = self.problem;
+        let row_bytes = F::FORMAT.row_bytes(k);
+        let (full, steps) = (k / STEP, k.div_ceil(STEP));
+        // Parts of about one length.
+        let part = steps.div_ceil(steps.div_ceil(PART_STEPS).max(1)).max(1);
+        let ahead = Some(row_bytes * AHEAD_BYTES.div_ceil((part * F::STEP_BYTES).max(1)));
+        let mut tail = [0u8; LARGEST_STEP];
+        for first in self.rows.clone().step_by(BAND) {
+            let mut sums = [([[s.zero()]], [[s.h_splat(0.0)]]); BAND];
+            let band = first..self.rows.end.min(first + BAND);
+            for from in (0..steps).step_by(part) {
+                for (row, (acc, offsets)) in band.clone().zip(&mut sums) {
+                    let w = &weights[row * row_bytes..(row + 1) * row_bytes];
+                    let to = steps.min(from + part);
+                    if to > full {
+                        let rest = &w[full * F::STEP_BYTES..];
+                        tail[..rest.len()].copy_from_slice(rest);
+                    }
+                    let row = [Row { start: w.as_ptr(), full, tail: tail.as_ptr() }];
+                    // SAFETY: a whole row of `steps` steps, and the one row of activations.
+                    unsafe { precise_part::<S, F, 1, 1>(s, &row, from..to, x, 0, ahead, acc, offsets) };
+                }
+            }
+            for (row, (acc, offsets)) in band.zip(sums) {
+                let sum = finish::<S, F>(s, F::value_zero::<S>(), acc[0][0], offsets[0][0]);
+                // SAFETY: the output has the rows of this task, which no other one writes.
+                unsafe { self.out.write(row, sum) };
+            }
         }
     }
 
@@ -311,16 +356,50 @@ unsafe fn precise_few<S: Simd, F: Blocks, const W: usize, const R: usize>(
     x: &Shuffled,
     at: usize,
 ) -> [[f32; W]; R] {
-    let (groups, zero) = (x.padded / F::GROUP, F::value_zero::<S>());
     let (mut acc, mut offsets) = ([[s.zero(); R]; W], [[s.h_splat(0.0); R]; W]);
+    // SAFETY: the caller's.
+    unsafe { precise_part::<S, F, W, R>(s, tile, 0..steps, x, at, None, &mut acc, &mut offsets) };
+    let mut out = [[0.0; W]; R];
+    for (r, out) in out.iter_mut().enumerate() {
+        for (n, out) in out.iter_mut().enumerate() {
+            *out = finish::<S, F>(s, F::value_zero::<S>(), acc[n][r], offsets[n][r]);
+        }
+    }
+    out
+}
+
+/// Adds the products of some steps; asks for the weights that are so many bytes further on.
+///
+/// # Safety
+/// As [`fast`], for those steps.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the state of a loop")]
+unsafe fn precise_part<S: Simd, F: Blocks, const W: usize, const R: usize>(
+    s: S,
+    tile: &[Row; W],
+    steps: Range<usize>,
+    x: &Shuffled,
+    at: usize,
+    ahead: Option<usize>,
+    acc: &mut [[S::F; R]; W],
+    offsets: &mut [[S::H; R]; W],
+) {
+    let (groups, zero) = (x.padded / F::GROUP, F::value_zero::<S>());
     let (values, sums) = (x.values[at * x.padded..].as_ptr(), x.sums[at * groups..].as_ptr());
     // SAFETY: as in `fast`.
     unsafe {
-        for step in 0..steps {
+        for step in steps {
             let mut p = [tile[0].start; W];
             let mut factors = [(s.h_splat(0.0), s.h_splat(0.0)); W];
             for n in 0..W {
                 p[n] = tile[n].step::<F>(step);
+                if let Some(ahead) = ahead {
+                    let mut line = 0;
+                    while line < F::STEP_BYTES {
+                        s.prefetch(tile[n].start.wrapping_add(step * F::STEP_BYTES + ahead + line));
+                        line += 64;
+                    }
+                }
                 factors[n] = F::scales(s, p[n]);
                 for r in 0..R {
                     let sums = sums.add(r * groups + step * (STEP / F::GROUP));
@@ -355,13 +434,6 @@ unsafe fn precise_few<S: Simd, F: Blocks, const W: usize, const R: usize>(
             });
         }
     }
-    let mut out = [[0.0; W]; R];
-    for (r, out) in out.iter_mut().enumerate() {
-        for (n, out) in out.iter_mut().enumerate() {
-            *out = finish::<S, F>(s, zero, acc[n][r], offsets[n][r]);
-        }
-    }
-    out
 }
 
 /// Rows of activations that [`precise_many`] takes.

@@ -242,16 +242,18 @@ fn vector_route_does_not_depend_on_row_count() {
     let seed = 4;
     let mut rng = fastrand::Rng::with_seed(seed);
     for format in Format::ALL {
-        let (m, n, k) = (7, 9, 512);
-        let w = weights(format, &mut rng, n, k, typical(format));
-        let x: Vec<f32> = (0..m * k).map(|_| normal(&mut rng)).collect();
-        for &level in Level::supported() {
-            for mode in MODES {
-                let problem = Problem { format, weights: &w, x: &x, m, n, k, mode, route: Route::Vector, level };
-                let all = run(&problem);
-                for r in 0..m {
-                    let one = run(&Problem { x: &x[r * k..(r + 1) * k], m: 1, ..problem });
-                    assert_eq!(one, all[r * n..(r + 1) * n], "{format:?} {level:?} {mode:?} row {r} seed={seed}");
+        // A long row on its own is taken in parts, with many rows of weights for each.
+        for (m, n, k) in [(7, 9, 512), (2, 37, 8192 + format.block_len())] {
+            let w = weights(format, &mut rng, n, k, typical(format));
+            let x: Vec<f32> = (0..m * k).map(|_| normal(&mut rng)).collect();
+            for &level in Level::supported() {
+                for mode in MODES {
+                    let problem = Problem { format, weights: &w, x: &x, m, n, k, mode, route: Route::Vector, level };
+                    let all = run(&problem);
+                    for r in 0..m {
+                        let one = run(&Problem { x: &x[r * k..(r + 1) * k], m: 1, ..problem });
+                        assert_eq!(one, all[r * n..(r + 1) * n], "{format:?} {level:?} {mode:?} k={k} row {r} seed={seed}");
+                    }
                 }
             }
         }

@@ -155,6 +155,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: it is no access, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
+    }
+
+    #[inline(always)]
     fn dot<const SIGNED: bool>(self, acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         // SAFETY: the token proves that the machine has the instructions.
         unsafe { _mm512_dpbusd_epi32(acc, codes, x) }

@@ -271,6 +271,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// They can be read.
     unsafe fn load_bytes(self, p: *const u8) -> Self::B;
+    /// Asks for the cache line of an address that will be read soon. Any address will do.
+    #[inline(always)]
+    fn prefetch(self, _p: *const u8) {}
     /// Adds to each lane the products of its four bytes: `codes` unsigned and at most 127, or with `SIGNED` signed codes plus
     /// [`Simd::SIGNED_BIAS`]; `x` signed, not -128.
     fn dot<const SIGNED: bool>(self, acc: Self::I, codes: Self::B, x: Self::B) -> Self::I;
