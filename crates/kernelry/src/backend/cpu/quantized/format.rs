@@ -298,7 +298,7 @@ impl Blocks for Q5_1 {
     #[inline(always)]
     unsafe fn scales<S: Simd>(s: S, p: *const u8) -> (S::H, S::H) {
         // SAFETY: the caller's.
-        unsafe { (s.h_f16::<24>(p), s.h_f16::<24>(p.add(2))) }
+        unsafe { s.h_f16_pairs::<24>(p) }
     }
 }
 

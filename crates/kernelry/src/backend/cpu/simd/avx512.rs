@@ -291,6 +291,21 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn h_f16_pairs<const STRIDE: usize>(self, p: *const u8) -> (__m256, __m256) {
+        const { assert!(STRIDE == 24, "no other format has pairs") };
+        // SAFETY: the token proves that the machine has the instructions; 192 bytes can be read.
+        unsafe {
+            // Words 0, 12, .. 84 and the ones after them, of 96: six blocks start in the first two vectors, two in the third.
+            let index = _mm512_castsi256_si512(_mm256_set_epi16(21, 9, 61, 49, 37, 25, 13, 1, 20, 8, 60, 48, 36, 24, 12, 0));
+            let (a, b, c) = (_mm512_loadu_si512(p.cast()), _mm512_loadu_si512(p.add(64).cast()), _mm512_loadu_si512(p.add(128).cast()));
+            let six = _mm512_permutex2var_epi16(a, index, b);
+            let halves = _mm512_mask_permutexvar_epi16(six, 0xc0c0, index, c);
+            let both = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+            (_mm512_castps512_ps256(both), _mm512_extractf32x8_ps::<1>(both))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn h_f16<const STRIDE: usize>(self, p: *const u8) -> __m256 {
         // SAFETY: the token proves that the machine has the instructions; the memory is the caller's duty. Both loads end within the
         // `8 · STRIDE` bytes that the caller vouches for: STRIDE is 18 at least where the first branch is taken.

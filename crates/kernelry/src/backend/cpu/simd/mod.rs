@@ -387,6 +387,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `8 · stride` bytes can be read.
     unsafe fn h_f16<const STRIDE: usize>(self, p: *const u8) -> Self::H;
+    /// The first and the second halves of eight blocks of `STRIDE` bytes.
+    ///
+    /// # Safety
+    /// As [`Simd::h_f16`].
+    #[inline(always)]
+    unsafe fn h_f16_pairs<const STRIDE: usize>(self, p: *const u8) -> (Self::H, Self::H) {
+        const { assert!(STRIDE >= 4) };
+        // SAFETY: the caller's; a block has both.
+        unsafe { (self.h_f16::<STRIDE>(p), self.h_f16::<STRIDE>(p.wrapping_add(2))) }
+    }
     /// Eight unsigned bytes, the lowest first.
     fn h_bytes(self, bytes: u64) -> Self::H;
     /// Eight signed bytes.
