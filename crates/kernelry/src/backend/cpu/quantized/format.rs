@@ -218,7 +218,7 @@ macro_rules! table_values {
     };
 }
 
-/// The method for floats of a format whose codes are below 32.
+/// The method for floats of a format with codes of five bits, whatever is above them.
 macro_rules! small_values {
     () => {
         #[inline(always)]
@@ -359,6 +359,19 @@ impl Blocks for Q5K {
     unsafe fn codes<S: Simd>(s: S, p: *const u8, c: usize) -> S::B {
         // SAFETY: the caller's.
         unsafe { s.add_bit_planes(s.run_nibbles(p.add(48), c), p.add(16), c) }
+    }
+    #[inline(always)]
+    fn order<S: Simd>() -> Order {
+        S::RUN_ORDER
+    }
+    #[inline(always)]
+    unsafe fn raw<S: Simd>(s: S, p: *const u8, c: usize) -> S::B {
+        // SAFETY: the caller's.
+        unsafe { s.half_runs_of_five(p.add(48), p.add(16), c) }
+    }
+    #[inline(always)]
+    fn bytes<S: Simd>(s: S, raw: S::B) -> S::B {
+        s.low_fives(raw)
     }
     small_values!();
     #[inline(always)]

@@ -114,6 +114,7 @@ impl Simd for Avx512 {
         fn scale_by_power(a: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(a, n);
         fn sum4(v: [__m512; 4]) -> [f32; 4] = sum4_of_8([fold(v[0]), fold(v[1]), fold(v[2]), fold(v[3])]);
         fn max_lane(v: __m512) -> f32 = _mm512_reduce_max_ps(v);
+        fn low_fives(codes: __m512i) -> __m512i = _mm512_and_si512(codes, _mm512_set1_epi8(31));
         fn low_nibbles(codes: __m512i) -> __m512i = _mm512_and_si512(codes, _mm512_set1_epi8(15));
         fn int_zero() -> __m512i = _mm512_setzero_si512();
         fn int_to_float(a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
@@ -251,6 +252,19 @@ impl Simd for Avx512 {
         fn half_runs(p: *const u8, c: usize) -> __m512i = {
             let runs = _mm512_loadu_si512(p.add(64 * (c / 2)).cast());
             if c % 2 == 1 { _mm512_srli_epi32::<4>(runs) } else { runs }
+        };
+        fn half_runs_of_five(p: *const u8, planes: *const u8, c: usize) -> __m512i = {
+            let runs = _mm512_loadu_si512(p.add(64 * (c / 2)).cast());
+            let runs = if c % 2 == 1 { _mm512_srli_epi32::<4>(runs) } else { runs };
+            // Planes 0 to 3 are below the fifth bit, planes 4 to 7 are not.
+            let (planes, late) = (_mm512_broadcast_i64x4(_mm256_loadu_si256(planes.cast())), c as i32 % 2);
+            let high = if c < 2 {
+                _mm512_sllv_epi32(planes, halves!(4 - late, 2 - late))
+            } else {
+                _mm512_srlv_epi32(planes, halves!(late, 2 + late))
+            };
+            // The nibbles of the first, all else of the second.
+            opaque(_mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi8(15), runs, high))
         };
         fn signed_bytes(p: *const u8, stride: usize) -> __m512i = {
             let first = _mm512_castsi256_si512(_mm256_loadu_si256(p.cast()));

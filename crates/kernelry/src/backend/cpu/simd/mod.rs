@@ -284,7 +284,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn nibble_quarter(self, codes: Self::B, i: usize) -> Self::F {
         self.quarter::<false>(codes, i)
     }
-    /// As [`Simd::quarter`] for codes below 32.
+    /// As [`Simd::quarter`] for codes of five bits, as [`Simd::half_runs_of_five`] gives them too.
     #[inline(always)]
     fn small_quarter(self, codes: Self::B, i: usize) -> Self::F {
         self.quarter::<false>(codes, i)
@@ -332,6 +332,22 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Clears what is above the nibble in each byte of the two above.
     #[inline(always)]
     fn low_nibbles(self, codes: Self::B) -> Self::B {
+        codes
+    }
+    /// Five bits for each of 256 codes, in the order of [`Simd::half_runs`]: nibbles as there, and a fifth bit as in
+    /// [`Simd::add_bit_planes`]. Bits above may be anything.
+    ///
+    /// # Safety
+    /// 128 bytes can be read at `p`, 32 at `planes`.
+    #[inline(always)]
+    unsafe fn half_runs_of_five(self, p: *const u8, planes: *const u8, c: usize) -> Self::B {
+        const { assert!(matches!(Self::RUN_ORDER, Order::Natural), "the order of a level with its own is its own") };
+        // SAFETY: the caller's.
+        unsafe { self.add_bit_planes(self.run_nibbles(p, c), planes, c) }
+    }
+    /// Clears what is above the fifth bit of each byte of that.
+    #[inline(always)]
+    fn low_fives(self, codes: Self::B) -> Self::B {
         codes
     }
     /// For each block 32 signed bytes, plus [`Simd::SIGNED_BIAS`].
