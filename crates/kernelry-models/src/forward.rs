@@ -163,8 +163,17 @@ impl<'a> Forward<'a> {
             self.bias(projection, out)?;
         }
         let [q, k, v] = &s.qkv.parts;
-        self.rotate(c, q, c.n_heads, block.head_norms.as_ref().map(|n| &n.0), step)?;
-        self.rotate(c, k, c.n_kv_heads, block.head_norms.as_ref().map(|n| &n.1), step)?;
+        match &block.head_norms {
+            // The heads of one token lie one behind the other.
+            None if self.seq_len == 1 => {
+                let n_heads = c.n_heads + c.n_kv_heads;
+                self.rotate(c, &s.qkv.whole.slice(0, n_heads * c.head_dim)?, n_heads, None, step)?;
+            }
+            norms => {
+                self.rotate(c, q, c.n_heads, norms.as_ref().map(|n| &n.0), step)?;
+                self.rotate(c, k, c.n_kv_heads, norms.as_ref().map(|n| &n.1), step)?;
+            }
+        }
         let heads = |x: &Buffer, n: usize| x.reshape(&[step.seq_len, n, c.head_dim]);
         let (q, k, v) = (heads(q, c.n_heads)?, heads(k, c.n_kv_heads)?, heads(v, c.n_kv_heads)?);
         KvCacheWrite { k: &k, v: &v, k_cache: keys, v_cache: values, position: step.position }.encode(self.encoder)?;

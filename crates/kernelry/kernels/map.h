@@ -40,10 +40,14 @@ KN_FN void map_tile(KN_GLOBAL const T* a, KN_GLOBAL const T* b, KN_GLOBAL O* out
 
 // Instances over T elements; `s` may use the parameters `p`.
 #define MAP_UNARY(name, P, T, O, F, s)                                                              \
+  KN_CHAINED(name, 0);                                                                              \
   KN_KERNEL(name, MAP_THREADS, P, KN_IN_ALIAS(0, T, x), KN_OUT_ALIAS(1, O, out)) {                  \
+    KN_CHAIN;                                                                                       \
     map_tile<F, false>(x, x, out, p.n, s, KN_GROUP_X, KN_THREAD_X);                                 \
   }
 #define MAP_BINARY(name, P, T, F)                                                                            \
+  KN_CHAINED(name, 0);                                                                                       \
   KN_KERNEL(name, MAP_THREADS, P, KN_IN_ALIAS(0, T, a), KN_IN_ALIAS(1, T, b), KN_OUT_ALIAS(2, T, out)) {     \
+    KN_CHAIN;                                                                                                \
     map_tile<F, true>(a, b, out, p.n, 0.0f, KN_GROUP_X, KN_THREAD_X);                                        \
   }

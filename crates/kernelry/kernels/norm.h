@@ -109,7 +109,9 @@ KN_FN void norm_row(KN_GLOBAL const T* x, KN_GLOBAL const T* r, KN_GLOBAL const 
   norm_row<WHAT, T, W>(x, r, w, s, out, sum, keep_sum, p.dim, p.eps, (ulong)KN_GROUP_X * p.dim, scratch, KN_THREAD_X, KN_BLOCK_X, \
                        KN_LANE, KN_WARP_ID);
 #define RMS_NORM(name, T, W)                                                                                  \
+  KN_CHAINED(name, 0);                                                                                         \
   KN_KERNEL(name, 1024, NormParams, KN_IN_ALIAS(0, T, x), KN_IN(1, W, w), KN_OUT_ALIAS(2, T, out)) {           \
+    KN_CHAIN;                                                                                                 \
     NORM_BODY(NORM_WEIGHT, T, W, x, w, x, out, false)                                                         \
   }
 #define RMS_NORM_NO_SCALE(name, T)                                                             \
@@ -139,8 +141,10 @@ RMS_NORM_MUL(rms_norm_mul_bf16, kn_bf16, kn_bf16)
 NORM_ADD(fused_norm_add_f32)
 NORM_ADD(fused_norm_add_f32_v2)
 
+KN_CHAINED(fused_residual_norm_f32, 0);
 KN_KERNEL(fused_residual_norm_f32, 1024, NormParams, KN_IN_ALIAS(0, float, r), KN_IN_ALIAS(1, float, x), KN_IN(2, float, w),
           KN_OUT_ALIAS(3, float, out), KN_OUT_ALIAS(4, float, sum)) {
+  KN_CHAIN;
   NORM_BODY(NORM_WEIGHT | NORM_BEFORE, float, float, r, w, x, sum, KN_HAS(4, sum))
 }
 

@@ -94,6 +94,13 @@ impl Commands {
         &self.list
     }
 
+    /// Whether any command of the list writes to the allocation behind `arg`.
+    pub fn writes(&self, arg: &LaunchArg) -> bool {
+        self.storages
+            .binary_search_by_key(&arg.storage.id(), |(s, _)| s.id())
+            .is_ok_and(|i| self.storages.get(i).is_some_and(|(_, write)| *write))
+    }
+
     fn touch(&mut self, arg: &LaunchArg) {
         match self.storages.binary_search_by_key(&arg.storage.id(), |(s, _)| s.id()) {
             Ok(i) => {

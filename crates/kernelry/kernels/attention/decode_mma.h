@@ -249,9 +249,11 @@ KN_FN void decode_mma(KN_PRIVATE const Decode& a, KN_GLOBAL const float* q, KN_G
 #define FLASH_ATTN_VEC_MMA(name, T, DIM) FLASH_ATTN_VEC_OF(KN_KERNEL, name, T, DIM)
 #define FLASH_ATTN_VEC_MMA_DEEP(name, T, DIM) FLASH_ATTN_VEC_OF(KN_KERNEL_DEEP, name, T, DIM)
 #define FLASH_ATTN_VEC_OF(KERNEL, name, T, DIM)                                                                                    \
+  KN_CHAINED(name, 0);                                                                                                             \
   KERNEL(name, 128, FlashAttnVecParams, KN_IN(0, float, q), KN_IN(1, T, k), KN_IN(2, T, v), KN_OUT(3, float, out),                 \
             KN_OUT(4, float, partial), KN_IN(5, uint, step)) {                                                                     \
     KN_SHARED(float, shared, DECODE_RING(DIM));                                                                                    \
+    KN_CHAIN;                                                                                                                      \
     DECODE_PARTITION(a, p, step, DECODE_ROWS)                                                                                      \
     if (a.parts == 1 ? KN_HAS(3, out) : KN_HAS(4, partial)) {                                                                      \
       if (kn_aligned(k, 16) && kn_aligned(v, 16))                                                                                  \

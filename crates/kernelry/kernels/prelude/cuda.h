@@ -34,6 +34,21 @@ extern __shared__ __align__(1024) uchar kn_dynamic_shared[];
 // Blocks of `block` threads, whatever the catalogue entry says, in clusters of `blocks`: the grid is rounded up to whole ones in x.
 #define KN_CLUSTERS(name, block, blocks) \
   extern "C" __device__ uint name##_threads = (block); extern "C" __device__ uint name##_cluster = (blocks)
+// `blocks` blocks of `block` threads on each multiprocessor and no more, however many the catalogue entry says, in x: they go round.
+#define KN_RESIDENT(name, block, blocks) \
+  extern "C" __device__ uint name##_threads = (block); extern "C" __device__ uint name##_resident = (blocks)
+// Kernel `name` begins while the one before it ends, and does not look at what that one writes before its KN_CHAIN, nor writes. It may have read
+// the slots in the bits of `ahead` by then, so that they must not be written in the same list of commands.
+#if __CUDA_ARCH__ >= 900
+#define KN_CHAINED(name, ahead) extern "C" __device__ uint name##_chained = 1; extern "C" __device__ uint name##_ahead = (ahead)
+#define KN_CHAIN_NEXT asm volatile("griddepcontrol.launch_dependents;" ::: "memory")
+#define KN_CHAIN_WAIT asm volatile("griddepcontrol.wait;" ::: "memory")
+#else
+#define KN_CHAINED(name, ahead) static_assert(true, "")
+#define KN_CHAIN_NEXT
+#define KN_CHAIN_WAIT
+#endif
+#define KN_CHAIN KN_CHAIN_NEXT; KN_CHAIN_WAIT
 #define KN_KERNEL_CLUSTERS(name, block, blocks, P, ...) \
   extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(block, 1) name(__VA_ARGS__, const P p)
 
@@ -125,6 +140,10 @@ KN_FN uint kn_permute(uint a, uint b, uint sel) { return __byte_perm(a, b, sel);
 #define KN_HAS_ASYNC_COPY 1
 KN_FN void kn_async_copy16(KN_LOCAL void* dst, KN_GLOBAL const void* src) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint)__cvta_generic_to_shared(dst)), "l"(src) : "memory");
+}
+// The same for pieces that share sectors of 32 bytes with pieces that others of the block take: what was fetched stays near.
+KN_FN void kn_async_copy16_shared(KN_LOCAL void* dst, KN_GLOBAL const void* src) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"((uint)__cvta_generic_to_shared(dst)), "l"(src) : "memory");
 }
 KN_FN void kn_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <uint N> KN_FN void kn_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }

@@ -136,6 +136,11 @@ template <class P, class... A> KN_QUIET static void kn_run(void (*f)(const KnFib
 
 #define KN_KERNEL_DEEP KN_KERNEL
 #define KN_KERNEL_BLOCKS(name, block, blocks, P, ...) KN_KERNEL(name, block, P, __VA_ARGS__)
+#define KN_RESIDENT(name, block, blocks) extern "C" KN_EXPORT const uint name##_resident; const uint name##_resident = (blocks)
+#define KN_CHAINED(name, ahead) static_assert(true, "")
+#define KN_CHAIN_NEXT
+#define KN_CHAIN_WAIT
+#define KN_CHAIN
 
 // Identity of the thread: at kernel scope only.
 #define KN_GROUP_X (kn.group[0])
@@ -296,5 +301,6 @@ KN_CALL void kn_mma_s8(int (&d)[4], const uint (&a)[4], uint b0, uint b1, uint l
 
 // Asynchronous copies are done at once.
 KN_FN void kn_async_copy16(void* dst, const void* src) { *(uint4*)dst = *(const uint4*)src; }
+#define kn_async_copy16_shared kn_async_copy16
 KN_FN void kn_async_commit() {}
 template <uint N> KN_FN void kn_async_wait() {}

@@ -29,6 +29,11 @@ using namespace metal;
 
 #define KN_KERNEL_DEEP KN_KERNEL
 #define KN_KERNEL_BLOCKS(name, block, blocks, P, ...) KN_KERNEL(name, block, P, __VA_ARGS__)
+#define KN_RESIDENT(name, block, blocks) static_assert(true, "")
+#define KN_CHAINED(name, ahead) static_assert(true, "")
+#define KN_CHAIN_NEXT
+#define KN_CHAIN_WAIT
+#define KN_CHAIN
 
 // Identity of the thread: at kernel scope only.
 #define KN_GROUP_X kn_group.x
@@ -129,5 +134,6 @@ KN_FN uint kn_permute(uint a, uint b, uint sel) {
 
 // No asynchronous copies: the same calls copy at once.
 KN_FN void kn_async_copy16(KN_LOCAL void* dst, KN_GLOBAL const void* src) { *(KN_LOCAL uint4*)dst = *(KN_GLOBAL const uint4*)src; }
+#define kn_async_copy16_shared kn_async_copy16
 KN_FN void kn_async_commit() {}
 template <uint N> KN_FN void kn_async_wait() {}

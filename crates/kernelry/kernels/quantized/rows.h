@@ -7,21 +7,23 @@
 // Codes are bytes, and so are the three parts of an activation: x 2^e = 65536 high + 256 mid + low. The integer matrix unit multiplies 16 weight
 // rows by a group of 32 values in one go, with exact sums; f32 comes in where the scale of a group does. Parts are signed, so that mid and low
 // are 128 too small: a column of ones counts the codes for that. One input row takes four columns (mid, high; low, ones), eight columns are a
-// tile, NT tiles take 2 NT input rows.
+// tile, NT tiles take 2 NT input rows. Where there is ONE input row alone, its columns stand twice, and each half of the lanes takes half of the weight rows.
 //
-// A block takes 16 weight rows. Its two warps take slices of 256 values in turn, each on its own: the slice of the 16 rows is copied to
-// threadgroup memory in 16-byte pieces, two slices in flight, whatever alignment the format has there; of the activations 256 / NT values
-// at once are made into parts. At the end the warps' sums are added in the order of the warps.
+// A block stays for many tiles of 16 weight rows. It makes the parts of the activations once, for as many slices of 256 values as find room in
+// threadgroup memory (a chunk), and goes through its tiles; with more than one chunk the result is added to what is there. The slices of all
+// its tiles are dealt to the warps like cards. A warp copies the slice of the 16 rows in 16-byte pieces, whatever alignment the format has
+// there, STAGES slices ahead of use. The warps' sums meet in threadgroup memory after every BATCH tiles, and are added in the order of the warps.
 
 #define ROWS_TILE 16u
-#define ROWS_WARPS 2u
-// Groups of activations that are in threadgroup memory at once, words of one group (8 more, for the banks), and of the sums of groups.
-#define ROWS_GROUPS(NT) (8 / (NT))
-#define ROWS_STEP(NT) (64 * (NT) + 8)
-#define ROWS_X (8 * 72u)
-#define ROWS_RING(F) (2 * ROWS_TILE * F::STRIDE / 4)
-#define ROWS_WARP(F) (ROWS_RING(F) + ROWS_X + 32)
-#define ROWS_SHARED(F) (ROWS_WARPS * ROWS_WARP(F))
+// Words of one input row in a group, and in a slice of 256 values; a slice has the largest magnitude's inverse and eight sums too.
+#define ROWS_GROUP 24u
+#define ROWS_OF(NT, ONE) ((ONE) ? 1u : 2u * (NT))
+#define ROWS_SLICE(NT, ONE) (8 * ROWS_GROUP * ROWS_OF(NT, ONE))
+#define ROWS_RING(F, S) ((S) * ROWS_TILE * F::STRIDE / 4)
+#define ROWS_SUMS(W, B, NT, ONE) (2 * (B) * (W) * ROWS_TILE * ROWS_OF(NT, ONE))
+// Slices of activations for which `words` of threadgroup memory have room beside a slice of ones.
+#define ROWS_CHUNK(F, W, S, B, NT, ONE, words) \
+  (((words) - (W) * ROWS_RING(F, S) - ROWS_SUMS(W, B, NT, ONE) - ROWS_SLICE(NT, ONE) - 8) / (ROWS_SLICE(NT, ONE) + 9 * ROWS_OF(NT, ONE)))
 
 // Copies `count` bytes from the same place of each of 16 weight rows to a stage of the ring, each row to a place that begins at the multiple of 16
 // below. `w` is the first byte; it lies `skip` bytes behind a multiple of 16, and each row `step` bytes behind the one before, but `last` is the
@@ -36,7 +38,7 @@ KN_FN void rows_copy(KN_LOCAL uchar* to, KN_GLOBAL const uchar* w, uint skip, ul
     const uint end = skip + count;
     KN_UNROLL for (uint i = 0; i < 4; ++i) {
       KN_UNROLL for (uint j = 0; j < PIECES; ++j) {
-        if (16 * c + 128 * j < end) kn_async_copy16(to + (16 * c + 4 * i * F::STRIDE + 128 * j), from + 128 * j);
+        if (16 * c + 128 * j < end) kn_async_copy16_shared(to + (16 * c + 4 * i * F::STRIDE + 128 * j), from + 128 * j);
       }
       from += 4 * step;
     }
@@ -78,185 +80,206 @@ KN_FN void rows_parts(float4 v, float scale, KN_PRIVATE uint& mid, KN_PRIVATE ui
   high = (kn_permute(kn_permute(a, b, 0x62u), kn_permute(c, d, 0x62u), 0x5410u) + 0x40404040u) ^ 0x80808080u;
 }
 
-// Adds the products of group `g` of a slice, whose first group of activations is `first`, to the sums of scaled codes and of offsets.
-template <class F, uint NT>
-KN_FN void rows_group(KN_LOCAL const uchar* bytes0, KN_LOCAL const uchar* bytes1, KN_PRIVATE const uint (&h0)[F::S],
-                      KN_PRIVATE const uint (&h1)[F::S], KN_LOCAL const uint* xs, KN_LOCAL const float* sums, uint g, uint first,
-                      KN_PRIVATE float (&a)[NT][2], KN_PRIVATE float (&o)[NT][2], uint lane) {
-  const uint t = lane % 4, skip = F::GROUPS == 1 ? g * F::BYTES : 0, i = g - first;
+// Adds the products of group `g` of a slice to the sums of scaled codes and of offsets. `own` are the rows whose results the lane has, `x` the
+// lane's activations in the slice and `sums` their sums.
+template <class F, uint NT, bool ONE>
+KN_FN void rows_group(KN_LOCAL const uchar* bytes0, KN_LOCAL const uchar* bytes1, KN_PRIVATE const uint (&heads)[ONE ? 1 : 2][F::S],
+                      KN_LOCAL const uint* x, KN_LOCAL const float* sums, uint g, KN_PRIVATE float (&a)[NT][ONE ? 1 : 2],
+                      KN_PRIVATE float (&o)[NT][ONE ? 1 : 2], uint lane) {
+  const uint t = lane % 4, skip = F::GROUPS == 1 ? g * F::BYTES : 0, ROWS = ROWS_OF(NT, ONE), OWN = ONE ? 1 : 2;
   const int weight = t % 2 ? 0x8080 : 256;  // of the second column of the lane
-  KN_LOCAL const typename F::Word* b0 = (KN_LOCAL const typename F::Word*)(bytes0 + skip);
-  KN_LOCAL const typename F::Word* b1 = (KN_LOCAL const typename F::Word*)(bytes1 + skip);
-  uint q0[F::Q], q1[F::Q], c0[2], c1[2];
-  F::load(b0, g % F::GROUPS, t, q0);
-  F::load(b1, g % F::GROUPS, t, q1);
-  F::bytes(q0, g % F::GROUPS, t, c0);
-  F::bytes(q1, g % F::GROUPS, t, c1);
-  float s00, s01, s10, s11, o0, o1;
-  F::part(b0, h0, g % F::GROUPS, s00, s01, o0);
-  F::part(b1, h1, g % F::GROUPS, s10, s11, o1);
+  KN_LOCAL const typename F::Word* b[2] = {(KN_LOCAL const typename F::Word*)(bytes0 + skip), (KN_LOCAL const typename F::Word*)(bytes1 + skip)};
+  uint c[2][2];
+  float s[OWN][2], offset[OWN];
+  KN_UNROLL for (uint i = 0; i < 2; ++i) {
+    uint q[F::Q];
+    F::load(b[i], g % F::GROUPS, t, q);
+    F::bytes(q, g % F::GROUPS, t, c[i]);
+  }
+  KN_UNROLL for (uint i = 0; i < OWN; ++i) {
+    F::part(ONE && t >= 2 ? b[1] : b[i], heads[i], g % F::GROUPS, s[i][0], s[i][1], offset[i]);
+  }
   KN_UNROLL for (uint nt = 0; nt < NT; ++nt) {
-    const uint2 x = *(KN_LOCAL const uint2*)(xs + i * ROWS_STEP(NT) + nt * 64 + 2 * lane);
-    const uint all[4] = {c0[0], c1[0], F::HALVES ? 0 : c0[1], F::HALVES ? 0 : c1[1]};
-    int d[4];
-    kn_mma_s8(d, all, x.x, x.y, lane);
-    a[nt][0] += s00 * (float)(d[0] + d[1] * weight);
-    a[nt][1] += s10 * (float)(d[2] + d[3] * weight);
-    if (F::HALVES) {
-      const uint second[4] = {0, 0, c0[1], c1[1]};
-      kn_mma_s8(d, second, x.x, x.y, lane);
-      a[nt][0] += s01 * (float)(d[0] + d[1] * weight);
-      a[nt][1] += s11 * (float)(d[2] + d[3] * weight);
+    const uint2 v = *(KN_LOCAL const uint2*)(x + (g * ROWS + 2 * nt) * ROWS_GROUP);
+    KN_UNROLL for (uint half = 0; half < (F::HALVES ? 2 : 1); ++half) {
+      const uint all[4] = {half ? 0 : c[0][0], half ? 0 : c[1][0], F::HALVES && !half ? 0 : c[0][1], F::HALVES && !half ? 0 : c[1][1]};
+      int d[4];
+      kn_mma_s8(d, all, v.x, v.y, lane);
+      if (ONE) {
+        a[nt][0] += s[0][half] * (float)((t < 2 ? d[0] : d[2]) + (t < 2 ? d[1] : d[3]) * weight);
+      } else {
+        KN_UNROLL for (uint i = 0; i < OWN; ++i) a[nt][i] += s[i][half] * (float)(d[2 * i] + d[2 * i + 1] * weight);
+      }
     }
     if (F::OFFSET) {
-      const float sum = sums[(i * NT + nt) * 4 + t];
-      o[nt][0] += o0 * sum;
-      o[nt][1] += o1 * sum;
+      const float sum = sums[g * ROWS + 2 * nt];
+      KN_UNROLL for (uint i = 0; i < OWN; ++i) o[nt][i] += offset[i] * sum;
     }
   }
 }
 
-// The weights are at `w`; input rows are packed, `m` of them, at most 2 * NT. Every thread of the block calls; a barrier comes before the next
-// call. EACH: input rows of a tile, 1 for one input row alone.
-template <class F, uint NT, uint EACH>
-KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_GLOBAL float* y, uint m, uint n, uint k, uint n0,
+// Makes the parts of 256 activations, eight values a lane.
+KN_FN void rows_convert(float4 a, float4 b, KN_LOCAL uint* to, KN_LOCAL float* sum_to, KN_LOCAL float* inverse_to, uint lane) {
+  const uint big = kn_warp_max(kn_max(rows_largest(a), rows_largest(b)));
+  float inverse;
+  const float scale = rows_scale(big, inverse);
+  uint mid0, high0, low0, mid1, high1, low1;
+  rows_parts(a, scale, mid0, high0, low0);
+  rows_parts(b, scale, mid1, high1, low1);
+  *(KN_LOCAL uint2*)to = kn_u2(mid0, mid1);
+  *(KN_LOCAL uint2*)(to + 8) = kn_u2(high0, high1);
+  *(KN_LOCAL uint2*)(to + 16) = kn_u2(low0, low1);
+  float sum = kn_fma(a.x, scale, kn_fma(a.y, scale, kn_fma(a.z, scale, a.w * scale)));
+  sum = kn_fma(b.x, scale, kn_fma(b.y, scale, kn_fma(b.z, scale, kn_fma(b.w, scale, sum))));
+  sum += kn_shfl_xor(sum, 1);
+  sum += kn_shfl_xor(sum, 2);
+  if (lane % 4 == 0) *sum_to = sum * (1.0f / 256);
+  if (lane == 0) *inverse_to = inverse;
+}
+
+// The weights are at `w`; input rows are packed, `m` of them, at most 2 NT. The block takes the tiles `first`, `first + step`, ... Every thread
+// of the block calls; a barrier comes before the next call. W warps, WORDS of threadgroup memory.
+template <class F, uint W, uint STAGES, uint BATCH, uint WORDS, uint NT, bool ONE>
+KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_GLOBAL float* y, uint m, uint n, uint k, uint first, uint step,
                         KN_LOCAL uint* shared, uint tid, uint lane, uint warp) {
-  const uint WARPS = ROWS_WARPS, XG = ROWS_GROUPS(NT), STEP = ROWS_STEP(NT), LANES = 32 / NT;
-  const uint SLICE_BYTES = 8 / F::GROUPS * F::BYTES;
-  const uint groups = k / 32, slices = kn_cdiv(groups, 8), row_bytes = groups / F::GROUPS * F::BYTES;
+  const uint ROWS = ROWS_OF(NT, ONE), SLICE = ROWS_SLICE(NT, ONE), OWN = ONE ? 1 : 2, AHEAD = ONE ? 4 : 2;
+  const uint CHUNK = ROWS_CHUNK(F, W, STAGES, BATCH, NT, ONE, WORDS), SLICE_BYTES = 8 / F::GROUPS * F::BYTES;
+  const uint groups = k / 32, all_slices = kn_cdiv(groups, 8), row_bytes = groups / F::GROUPS * F::BYTES;
+  const uint tiles = kn_cdiv(n, ROWS_TILE), count = first < tiles ? kn_cdiv(tiles - first, step) : 0;
   const uint r = lane / 4, t = lane % 4;
-  KN_LOCAL uint* mine = shared + warp * ROWS_WARP(F);
-  KN_LOCAL uchar* ring = (KN_LOCAL uchar*)mine;
-  KN_LOCAL uint* xs = mine + ROWS_RING(F);
-  KN_LOCAL float* sums = (KN_LOCAL float*)(xs + ROWS_X);
+  KN_LOCAL uchar* ring = (KN_LOCAL uchar*)(shared + warp * ROWS_RING(F, STAGES));
+  KN_LOCAL float* red = (KN_LOCAL float*)(shared + W * ROWS_RING(F, STAGES));
+  KN_LOCAL uint* ones = (KN_LOCAL uint*)red + ROWS_SUMS(W, BATCH, NT, ONE);
+  KN_LOCAL uint* xs = ones + SLICE + 8;
+  KN_LOCAL float* sums = (KN_LOCAL float*)(xs + CHUNK * SLICE);
+  KN_LOCAL float* inverses = sums + CHUNK * ROWS * 8;
+  for (uint i = tid; i < SLICE + 8; i += 32 * W) ones[i] = 0x01010101u;
 
-  // Places in the matrix count from a multiple of 16 if it starts at one.
-  const ulong begin = (ulong)n0 * row_bytes;
-  const uint last = kn_min(ROWS_TILE, n - n0) - 1;
-  const uint skip0 = (uint)begin + kn_min(r, last) * row_bytes, skip1 = (uint)begin + kn_min(r + 8, last) * row_bytes;
-  const bool even = kn_aligned(w, 16) && row_bytes % 16 == 0 && last == ROWS_TILE - 1;
-
-  // Activations of XG groups for the lane: eight values of one row of its tile. Zeros beyond the edges.
-  const bool vector = kn_aligned(x, 16);
-  const uint tile = lane / LANES, group = lane % LANES / 4;
-  KN_GLOBAL const float* x0 = x + (ulong)(2 * tile) * k;
-  float4 ahead[EACH][2];
-#define ROWS_AHEAD(group0)                                                                              \
-  KN_UNROLL for (uint odd = 0; odd < EACH; ++odd) {                                                \
-    const uint kx = ((group0) + group) * 32 + 4 * t;                                                    \
-    ahead[odd][0] = ahead[odd][1] = kn_f4(0, 0, 0, 0);                                                \
-    if ((EACH == 1 || 2 * tile + odd < m) && kx < k) {                                               \
-      KN_GLOBAL const float* at = x0 + kx + (odd ? k : 0);                                             \
-      if (vector) {                                                                                     \
-        ahead[odd][0] = kn_load4(at);                                                                  \
-        ahead[odd][1] = kn_load4(at + 16);                                                             \
-      } else {                                                                                          \
-        ahead[odd][0] = kn_f4(at[0], at[1], at[2], at[3]);                                             \
-        ahead[odd][1] = kn_f4(at[16], at[17], at[18], at[19]);                                         \
-      }                                                                                                 \
-    }                                                                                                   \
-  }
-  ROWS_AHEAD(warp * 8)
-
-  // Columns of input rows that are not there stay zero.
-  const uint ones = lane / 4 % 4 == 3 ? 0x01010101u : 0u;
-  KN_UNROLL for (uint i = 0; i < 8; ++i) *(KN_LOCAL uint2*)(xs + i / NT * STEP + i % NT * 64 + 2 * lane) = kn_u2(ones, ones);
-  sums[lane] = 0;
+  // The lane's place in a slice of activations: row of the tile, column, quarter.
+  const uint place = (ONE ? 0 : r / 4 * ROWS_GROUP) + r % 4 * 8 + 2 * t, row_of_tile = ONE ? 0 : t / 2;
+  const bool counts = r % 4 == 3;
   // Even lanes have the sums of mid and high, which count 2^8, odd ones of low and the ones.
   const float unit = (t % 2 ? 1.0f : 256.0f) / (float)(1 << F::SHIFT);
+  const bool even16 = kn_aligned(w, 16) && row_bytes % 16 == 0, vector = kn_aligned(x, 16) && k % 4 == 0;
 
-  float acc[NT][2], factor[NT];
-  KN_UNROLL for (uint i = 0; i < NT; ++i) acc[i][0] = acc[i][1] = factor[i] = 0;
-  // The stage of each slice is filled two turns before it is used.
-  KN_NO_UNROLL for (uint turn = warp, stage = 0; turn < slices + 2 * WARPS; turn += WARPS, stage ^= 1) {
-    KN_LOCAL uchar* place = ring + stage * (ROWS_TILE * F::STRIDE);
-    if (turn >= 2 * WARPS) {
-      const uint slice = turn - 2 * WARPS, here = kn_min(8u, groups - slice * 8), from = slice * SLICE_BYTES;
-      KN_LOCAL const uchar* bytes0 = place + r * F::STRIDE + ((skip0 + from) & 15);
-      KN_LOCAL const uchar* bytes1 = place + (r + 8) * F::STRIDE + ((skip1 + from) & 15);
-      uint h0[F::S], h1[F::S];
-      KN_UNROLL for (uint first = 0; first < 8; first += XG) {
-        if (first < here) {
-          // Parts of the activations of XG groups: eight values a lane, one row of each tile at once.
-          kn_warp_sync();
-          KN_UNROLL for (uint odd = 0; odd < EACH; ++odd) {
-            if (odd < m) {
-              const float4 a = ahead[odd][0], b = ahead[odd][1];
-              uint big = kn_max(rows_largest(a), rows_largest(b));
-              if (NT == 1) {
-                big = kn_warp_max(big);
-              } else {
-                KN_UNROLL for (uint o = LANES / 2; o; o >>= 1) big = kn_max(big, kn_shfl_xor(big, o));
-              }
-              float inverse;
-              const float scale = rows_scale(big, inverse);
-              KN_UNROLL for (uint i = 0; i < NT; ++i) {
-                const float f = kn_shfl(inverse, i * LANES);
-                factor[i] = t / 2 == odd ? f * unit : factor[i];
-              }
-              uint mid0, high0, low0, mid1, high1, low1;
-              rows_parts(a, scale, mid0, high0, low0);
-              rows_parts(b, scale, mid1, high1, low1);
-              KN_LOCAL uint* to = xs + group * STEP + tile * 64 + odd * 32 + 2 * t;
-              *(KN_LOCAL uint2*)to = kn_u2(mid0, mid1);
-              *(KN_LOCAL uint2*)(to + 8) = kn_u2(high0, high1);
-              *(KN_LOCAL uint2*)(to + 16) = kn_u2(low0, low1);
-              if (F::OFFSET) {
-                float sum = kn_fma(a.x, scale, kn_fma(a.y, scale, kn_fma(a.z, scale, a.w * scale)));
-                sum = kn_fma(b.x, scale, kn_fma(b.y, scale, kn_fma(b.z, scale, kn_fma(b.w, scale, sum))));
-                sum += kn_shfl_xor(sum, 1);
-                sum += kn_shfl_xor(sum, 2);
-                if (t == 0) sums[(group * NT + tile) * 4 + 2 * odd] = sum * (1.0f / 256);
-              }
-            }
-          }
-          ROWS_AHEAD(first + XG < here ? slice * 8 + first + XG : (slice + WARPS) * 8)
-          if (first == 0) kn_async_wait<1>();
-          kn_warp_sync();
-          if (first == 0) {
-            F::ahead((KN_LOCAL const typename F::Word*)bytes0, h0);
-            F::ahead((KN_LOCAL const typename F::Word*)bytes1, h1);
-          }
-          float a[NT][2], o[NT][2];
-          KN_UNROLL for (uint i = 0; i < NT; ++i) a[i][0] = a[i][1] = o[i][0] = o[i][1] = 0;
-          if (F::GROUPS == 8 || first + XG <= here) {
-            KN_UNROLL for (uint i = 0; i < XG; ++i) rows_group<F, NT>(bytes0, bytes1, h0, h1, xs, sums, first + i, first, a, o, lane);
+  KN_NO_UNROLL for (uint chunk = 0; chunk < all_slices; chunk += CHUNK) {
+    const uint slices = kn_min(CHUNK, all_slices - chunk), more_tiles = W / slices, more_slices = W % slices;
+    // Tile (counted in the block's own) and slice that the warp takes next, and that it copies next.
+    uint tile = warp / slices, slice = warp % slices, next_tile = tile, next_slice = slice, stage = 0;
+#define ROWS_FETCH(stage)                                                                                                             \
+  if (next_tile < count) {                                                                                                            \
+    const uint n0 = (first + next_tile * step) * ROWS_TILE, from = (chunk + next_slice) * SLICE_BYTES, last = kn_min(ROWS_TILE, n - n0) - 1; \
+    const ulong begin = (ulong)n0 * row_bytes + from;                                                                                 \
+    rows_copy<F>(ring + (stage) * (ROWS_TILE * F::STRIDE), w + begin, (uint)begin & 15, row_bytes, kn_min(SLICE_BYTES, row_bytes - from), \
+                 even16 && last == ROWS_TILE - 1, last, lane);                                                                        \
+    next_slice += more_slices;                                                                                                        \
+    next_tile += more_tiles + (next_slice >= slices ? 1 : 0);                                                                         \
+    next_slice -= next_slice >= slices ? slices : 0;                                                                                  \
+  }                                                                                                                                   \
+  kn_async_commit();
+    KN_UNROLL for (uint i = 0; i < STAGES; ++i) { ROWS_FETCH(i) }
+    if (chunk == 0) { KN_CHAIN_WAIT; }  // weights may be read before, activations not
+
+    kn_barrier();
+    KN_NO_UNROLL for (uint i0 = warp; i0 < slices * ROWS; i0 += AHEAD * W) {
+      float4 v[AHEAD][2];
+      KN_UNROLL for (uint i = 0; i < AHEAD; ++i) {
+        const uint at = i0 + i * W, row = at % ROWS, kx = ((chunk + at / ROWS) * 8 + lane / 4) * 32 + 4 * t;
+        v[i][0] = v[i][1] = kn_f4(0, 0, 0, 0);
+        if (at < slices * ROWS && row < m && kx < k) {
+          KN_GLOBAL const float* from = x + (ulong)row * k + kx;
+          if (vector) {
+            v[i][0] = kn_load4(from);
+            v[i][1] = kn_load4(from + 16);
           } else {
-            KN_NO_UNROLL for (uint g = first; g < here; ++g) rows_group<F, NT>(bytes0, bytes1, h0, h1, xs, sums, g, first, a, o, lane);
-          }
-          float d0, d1, m0, m1;
-          F::whole(h0, d0, m0);
-          F::whole(h1, d1, m1);
-          KN_UNROLL for (uint i = 0; i < NT; ++i) {
-            acc[i][0] += factor[i] * (F::OFFSET ? d0 * a[i][0] + m0 * o[i][0] : d0 * a[i][0]);
-            acc[i][1] += factor[i] * (F::OFFSET ? d1 * a[i][1] + m1 * o[i][1] : d1 * a[i][1]);
+            v[i][0] = kn_f4(from[0], from[1], from[2], from[3]);
+            v[i][1] = kn_f4(from[16], from[17], from[18], from[19]);
           }
         }
       }
+      KN_UNROLL for (uint i = 0; i < AHEAD; ++i) {
+        const uint at = i0 + i * W, row = at % ROWS, s = at / ROWS;
+        if (at < slices * ROWS) {
+          rows_convert(v[i][0], v[i][1], xs + s * SLICE + (lane / 4 * ROWS + row) * ROWS_GROUP + 2 * t, sums + (s * 8 + lane / 4) * ROWS + row,
+                       inverses + at, lane);
+        }
+      }
     }
-    kn_warp_sync();
-    if (turn < slices) {
-      const uint from = turn * SLICE_BYTES, count = kn_min(SLICE_BYTES, row_bytes - from);
-      rows_copy<F>(place, w + (begin + from), ((uint)begin + from) & 15, row_bytes, count, even, last, lane);
-    }
-    kn_async_commit();
-  }
-#undef ROWS_AHEAD
-  kn_async_wait<0>();
+    kn_barrier();
 
-  // Sums of the warps: [tile][weight row / 8][lane] in the place of the activations; even lanes have them.
-  KN_LOCAL float* red = (KN_LOCAL float*)xs;
-  kn_warp_sync();
-  KN_UNROLL for (uint i = 0; i < NT; ++i) {
-    red[(2 * i) * 32 + lane] = acc[i][0] + kn_shfl_xor(acc[i][0], 1);
-    red[(2 * i + 1) * 32 + lane] = acc[i][1] + kn_shfl_xor(acc[i][1], 1);
-  }
-  kn_barrier();
-  for (uint i = tid; i < ROWS_TILE * m; i += 32 * WARPS) {
-    const uint j = i / ROWS_TILE, row = i % ROWS_TILE;
-    const uint at = (j / 2 * 2 + row / 8) * 32 + row % 8 * 4 + 2 * (j % 2);
-    float sum = 0;
-    for (uint v = 0; v < WARPS; ++v) sum += ((KN_LOCAL const float*)(shared + v * ROWS_WARP(F) + ROWS_RING(F)))[at];
-    if (n0 + row < n) y[(ulong)j * n + n0 + row] = sum;
+    float acc[NT][OWN];
+    KN_UNROLL for (uint i = 0; i < NT; ++i) KN_UNROLL for (uint j = 0; j < OWN; ++j) acc[i][j] = 0;
+    KN_LOCAL float* meet = red;
+    KN_NO_UNROLL for (uint batch = 0; batch < count; batch += BATCH) {
+      const uint end = kn_min(batch + BATCH, count);
+      KN_NO_UNROLL while (tile < end) {
+        KN_LOCAL uchar* bytes = ring + stage * (ROWS_TILE * F::STRIDE);
+        const uint n0 = (first + tile * step) * ROWS_TILE, from = (chunk + slice) * SLICE_BYTES, here = kn_min(8u, groups - (chunk + slice) * 8);
+        uint skip0 = from, skip1 = from;
+        if (!even16 || F::BYTES % 16 != 0) {
+          const uint last = kn_min(ROWS_TILE, n - n0) - 1;
+          skip0 += (n0 + kn_min(r, last)) * row_bytes;
+          skip1 += (n0 + kn_min(r + 8, last)) * row_bytes;
+        }
+        KN_LOCAL const uchar* bytes0 = bytes + r * F::STRIDE + (skip0 & 15);
+        KN_LOCAL const uchar* bytes1 = bytes + (r + 8) * F::STRIDE + (skip1 & 15);
+        KN_LOCAL const uint* parts = (counts ? ones : xs + slice * SLICE) + place;
+        KN_LOCAL const float* sum = sums + slice * 8 * ROWS + row_of_tile;
+        float a[NT][OWN], o[NT][OWN], d[OWN], least[OWN], factor[NT];
+        KN_UNROLL for (uint i = 0; i < NT; ++i) {
+          KN_UNROLL for (uint j = 0; j < OWN; ++j) a[i][j] = o[i][j] = 0;
+          factor[i] = inverses[slice * ROWS + 2 * i + row_of_tile] * unit;
+        }
+        kn_async_wait<STAGES - 1>();
+        kn_warp_sync();
+        uint heads[OWN][F::S];
+        F::ahead((KN_LOCAL const typename F::Word*)(ONE && t >= 2 ? bytes1 : bytes0), heads[0]);
+        if (!ONE) F::ahead((KN_LOCAL const typename F::Word*)bytes1, heads[OWN - 1]);
+        if (F::GROUPS == 8 || here == 8) {
+          KN_UNROLL for (uint g = 0; g < 8; ++g) rows_group<F, NT, ONE>(bytes0, bytes1, heads, parts, sum, g, a, o, lane);
+        } else {
+          KN_NO_UNROLL for (uint g = 0; g < here; ++g) rows_group<F, NT, ONE>(bytes0, bytes1, heads, parts, sum, g, a, o, lane);
+        }
+        KN_UNROLL for (uint j = 0; j < OWN; ++j) {
+          F::whole(heads[j], d[j], least[j]);
+          if (t % 2) least[j] = 0;  // the even lane has it
+          KN_UNROLL for (uint i = 0; i < NT; ++i) acc[i][j] += factor[i] * (F::OFFSET ? d[j] * a[i][j] + least[j] * o[i][j] : d[j] * a[i][j]);
+        }
+        kn_warp_sync();
+        ROWS_FETCH(stage)
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
+        const uint was = tile;
+        slice += more_slices;
+        tile += more_tiles + (slice >= slices ? 1 : 0);
+        slice -= slice >= slices ? slices : 0;
+        if (tile != was) {
+          KN_LOCAL float* to = meet + ((was - batch) * W + warp) * (ROWS_TILE * ROWS);
+          KN_UNROLL for (uint i = 0; i < NT; ++i) {
+            KN_UNROLL for (uint j = 0; j < OWN; ++j) {
+              const float v = acc[i][j] + kn_shfl_xor(acc[i][j], 1);
+              if (t % 2 == 0) to[ONE ? r + 4 * t : (2 * i + t / 2) * ROWS_TILE + r + 8 * j] = v;
+              acc[i][j] = 0;
+            }
+          }
+        }
+      }
+      kn_barrier();
+      KN_NO_UNROLL for (uint i = tid; i < (end - batch) * m * ROWS_TILE; i += 32 * W) {
+        const uint of = i / ROWS_TILE / m, row = i / ROWS_TILE % m, column = (first + (batch + of) * step) * ROWS_TILE + i % ROWS_TILE;
+        const uint warp0 = (batch + of) * slices % W;  // has the tile's first slice
+        KN_LOCAL const float* at = meet + of * (W * ROWS_TILE * ROWS) + row * ROWS_TILE + i % ROWS_TILE;
+        float all = 0;
+        KN_UNROLL for (uint v = 0; v < W; ++v) {
+          if ((v >= warp0 ? v - warp0 : v + W - warp0) < slices) all += at[v * (ROWS_TILE * ROWS)];
+        }
+        if (column < n) {
+          KN_GLOBAL float* to = y + (ulong)row * n + column;
+          *to = chunk == 0 ? all : *to + all;
+        }
+      }
+      meet = meet == red ? red + ROWS_SUMS(W, BATCH, NT, ONE) / 2 : red;
+    }
+    kn_async_wait<0>();
+#undef ROWS_FETCH
   }
 }

@@ -64,7 +64,7 @@ int cuModuleGetFunction(void** function, void* module, const char* name) { *func
 int cuModuleGetGlobal_v2(uint64_t* at, size_t* bytes, void* module, const char* name) { return 500; }
 int cuFuncGetAttribute(int* value, int which, void* function) { *value = 1024; return 0; }
 int cuFuncSetAttribute(void* function, int which, int value) { return 0; }
-int cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** params, void** extra) {
+int cuLaunchKernelEx(const void* config, void* f, void** params, void** extra) {
   work(10);
   return 0;
 }

@@ -72,10 +72,13 @@ fn address(arg: Option<&LaunchArg>) -> Result<sys::CUdeviceptr> {
     }
 }
 
-fn enqueue(commands: &Commands, stream: sys::CUstream) -> Result<()> {
-    for command in commands.list() {
+fn enqueue(gpu: &Gpu, commands: &Commands, stream: sys::CUstream) -> Result<()> {
+    // Whether the command before is a launch of this list. Barriers are not commands to a stream.
+    let mut after_launch = false;
+    for command in commands.list().iter().filter(|c| !matches!(c, Command::Barrier)) {
+        let chain = std::mem::replace(&mut after_launch, matches!(command, Command::Launch(_)));
         match command {
-            Command::Launch(launch) => enqueue_launch(launch, stream)?,
+            Command::Launch(launch) => enqueue_launch(gpu, commands, launch, chain, stream)?,
             Command::Copy { src, dst } => {
                 let (from, to) = (address(Some(src))?, address(Some(dst))?);
                 // SAFETY: both ranges are live and of one length (checked when recorded).
@@ -91,7 +94,15 @@ fn enqueue(commands: &Commands, stream: sys::CUstream) -> Result<()> {
     Ok(())
 }
 
-fn enqueue_launch(launch: &Launch, stream: sys::CUstream) -> Result<()> {
+/// Whether a launch may begin before the one in front of it has ended: its kernel waits by itself, and what it reads before that is written by no
+/// command of the list.
+fn may_chain(kernel: &CudaKernel, commands: &Commands, launch: &Launch) -> bool {
+    let Some(ahead) = kernel.chained else { return false };
+    let read_ahead = |slot: usize| u32::try_from(slot).is_ok_and(|slot| ahead.checked_shr(slot).unwrap_or(0) & 1 != 0);
+    launch.args.iter().enumerate().all(|(slot, arg)| !read_ahead(slot) || arg.as_ref().is_none_or(|arg| !commands.writes(arg)))
+}
+
+fn enqueue_launch(gpu: &Gpu, commands: &Commands, launch: &Launch, chain: bool, stream: sys::CUstream) -> Result<()> {
     let name = launch.pipeline.name();
     let Some(kernel) = launch.pipeline.executable().as_any().downcast_ref::<CudaKernel>() else {
         return Err(failed(format!("[{name}] is not a CUDA kernel")));
@@ -114,6 +125,7 @@ fn enqueue_launch(launch: &Launch, stream: sys::CUstream) -> Result<()> {
     pointers.push(params.as_mut_ptr().cast());
     let [gx, gy, gz] = launch.geometry.groups;
     let gx = gx.checked_next_multiple_of(kernel.cluster).unwrap_or(u32::MAX);
+    let gx = kernel.resident.map_or(gx, |blocks| gx.min(blocks.saturating_mul(gpu.units)));
     let [bx, by, bz] = kernel.threads.map_or(launch.geometry.threads, |threads| [threads, 1, 1]);
     let threads = u64::from(bx) * u64::from(by) * u64::from(bz);
     if threads == 0 || threads > u64::from(kernel.max_threads) {
@@ -122,11 +134,27 @@ fn enqueue_launch(launch: &Launch, stream: sys::CUstream) -> Result<()> {
     if gx == 0 || gy == 0 || gz == 0 || gx > i32::MAX.unsigned_abs() || gy > 65535 || gz > 65535 {
         return Err(failed(format!("[{name}] grid: got {gx} x {gy} x {gz}, expected at least 1, and y and z at most 65535")));
     }
-    let (shared, arguments) = (kernel.dynamic_shared, pointers.as_mut_ptr());
-    // SAFETY: the kernel takes one pointer a slot and the struct of scalars, as the dialect says; the driver copies all of them before
-    // it returns. The buffers have been checked against the catalogue entry, and live as long as the recorded commands.
-    let status = unsafe { sys::cuLaunchKernel(kernel.function, gx, gy, gz, bx, by, bz, shared, stream, arguments, std::ptr::null_mut()) };
-    check("cuLaunchKernel", status).map_err(|e| failed(format!("[{name}] {e}")))
+    let mut early = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    let config = sys::CUlaunchConfig {
+        gridDimX: gx,
+        gridDimY: gy,
+        gridDimZ: gz,
+        blockDimX: bx,
+        blockDimY: by,
+        blockDimZ: bz,
+        sharedMemBytes: kernel.dynamic_shared,
+        hStream: stream,
+        attrs: &mut early,
+        numAttrs: u32::from(chain && may_chain(kernel, commands, launch)),
+    };
+    // SAFETY: the kernel takes one pointer a slot and the struct of scalars, as the dialect says; the driver copies all of them, and the
+    // attribute, before it returns. The buffers have been checked against the catalogue entry, and live as long as the recorded commands.
+    let status = unsafe { sys::cuLaunchKernelEx(&config, kernel.function, pointers.as_mut_ptr(), std::ptr::null_mut()) };
+    check("cuLaunchKernelEx", status).map_err(|e| failed(format!("[{name}] {e}")))
 }
 
 /// Submitted work. The commands are kept until it is done.
@@ -204,12 +232,12 @@ impl Backend for CudaBackend {
 
     fn submit(&self, commands: &Arc<Commands>) -> Result<Box<dyn Pending>> {
         self.gpu.enter()?;
-        enqueue(commands, self.gpu.stream())?;
+        enqueue(&self.gpu, commands, self.gpu.stream())?;
         Ok(Box::new(CudaPending { gpu: self.gpu.clone(), _commands: commands.clone() }))
     }
 
     fn prepare(&self, commands: &Arc<Commands>) -> Result<Box<dyn Replay>> {
-        let graph = self.gpu.capture(|stream| enqueue(commands, stream))?;
+        let graph = self.gpu.capture(|stream| enqueue(&self.gpu, commands, stream))?;
         Ok(Box::new(CudaReplay { gpu: self.gpu.clone(), graph, commands: commands.clone() }))
     }
 }

@@ -124,6 +124,8 @@ impl Module for CudaModule {
             dynamic_shared,
             threads: word("threads"),
             cluster: word("cluster").unwrap_or(1),
+            resident: word("resident"),
+            chained: word("chained").map(|_| word("ahead").unwrap_or(0)),
         }))
     }
 }
@@ -139,6 +141,10 @@ pub(super) struct CudaKernel {
     pub(super) threads: Option<u32>,
     /// Blocks that work together: the grid is a multiple of so many in x.
     pub(super) cluster: u32,
+    /// Blocks that stay on each multiprocessor and share the work of the grid's x among them, whatever the catalogue entry says.
+    pub(super) resident: Option<u32>,
+    /// For a kernel that waits by itself for the one before it: bits of the slots that it may read before that.
+    pub(super) chained: Option<u32>,
 }
 
 // SAFETY: as for `Loaded`.

@@ -53,7 +53,10 @@ impl<'a> LaunchState<'a> {
         let name = launch.pipeline.name();
         let entry = launch.pipeline.entry();
         let failed = |message: String| Error::Execution { device: "emulator".into(), message: format!("[{name}] {message}") };
-        let (grid, block) = (launch.geometry.groups, launch.geometry.threads);
+        let (mut grid, block) = (launch.geometry.groups, launch.geometry.threads);
+        if let (Some(blocks), Some(x)) = (kernel.resident, grid.first_mut()) {
+            *x = blocks.min(*x);
+        }
         let threads = block.iter().try_fold(1u32, |n, &d| n.checked_mul(d)).unwrap_or(u32::MAX);
         if threads == 0 || threads > kernel.max_threads.min(1024) {
             return Err(failed(format!("threads of a block: got {block:?}, expected 1 to {}", kernel.max_threads.min(1024))));

@@ -37,6 +37,8 @@ pub(super) struct EmulatorKernel {
     pub(super) run: KernelFn,
     /// Threads that the text allows in a block.
     pub(super) max_threads: u32,
+    /// Blocks that share the work of the grid's x among them, where the text says so: those of a GPU of one multiprocessor.
+    pub(super) resident: Option<u32>,
     /// Lanes of a warp that the text was compiled for.
     pub(super) warp: u32,
 }
@@ -71,7 +73,9 @@ impl Module for EmulatorModule {
             let run = library.get::<KernelFn>(format!("{entry}\0").as_bytes()).map_err(missing)?;
             (*run, **max_threads)
         };
-        Ok(Arc::new(EmulatorKernel { loaded: self.0.clone(), run, max_threads, warp: self.0.warp }))
+        // SAFETY: `KN_RESIDENT` declares the symbol with this type.
+        let resident = unsafe { library.get::<*const u32>(format!("{entry}_resident\0").as_bytes()).ok().map(|blocks| **blocks) };
+        Ok(Arc::new(EmulatorKernel { loaded: self.0.clone(), run, max_threads, resident, warp: self.0.warp }))
     }
 }
 
