@@ -32,8 +32,8 @@ KN_FN void kv_token(KN_GLOBAL const S* src, KN_GLOBAL D* cache, KN_PARAMS const 
   }
 #define KV_TOKEN_DUAL(name, S, D)                                                                                      \
   KN_CHAINED(name, 0);                                                                                                 \
-  KN_KERNEL(name, 256, KvTokenCopyParams, KN_IN(0, S, src_k), KN_IN(1, S, src_v), KN_OUT(2, D, k_cache),               \
-            KN_OUT(3, D, v_cache), KN_IN(4, uint, step)) {                                                             \
+  KN_KERNEL(name, 256, KvTokenCopyParams, KN_IN_ALIAS(0, S, src_k), KN_IN_ALIAS(1, S, src_v), KN_OUT(2, D, k_cache),   \
+            KN_OUT(3, D, v_cache), KN_IN_ALIAS(4, uint, step)) {                                                       \
     KN_CHAIN;                                                                                                          \
     const uint slot = kn_step(p.seq_pos, step);                                                                        \
     if (KN_GROUP_Z == 0) {                                                                                             \
@@ -63,8 +63,8 @@ KN_FN void kv_seq(KN_GLOBAL const S* src, KN_GLOBAL D* cache, KN_PARAMS const Kv
   }
 #define KV_SEQ_DUAL(name, S, D)                                                                                        \
   KN_CHAINED(name, 0);                                                                                                 \
-  KN_KERNEL(name, 256, KvSeqCopyParams, KN_IN(0, S, src_k), KN_IN(1, S, src_v), KN_OUT(2, D, k_cache),                 \
-            KN_OUT(3, D, v_cache), KN_IN(4, uint, step)) {                                                             \
+  KN_KERNEL(name, 256, KvSeqCopyParams, KN_IN_ALIAS(0, S, src_k), KN_IN_ALIAS(1, S, src_v), KN_OUT(2, D, k_cache),     \
+            KN_OUT(3, D, v_cache), KN_IN_ALIAS(4, uint, step)) {                                                       \
     KN_CHAIN;                                                                                                          \
     const uint position = kn_step(p.seq_pos_start, step);                                                              \
     if (KN_GROUP_Z == 0) {                                                                                             \

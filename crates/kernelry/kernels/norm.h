@@ -110,20 +110,20 @@ KN_FN void norm_row(KN_GLOBAL const T* x, KN_GLOBAL const T* r, KN_GLOBAL const 
                        KN_LANE, KN_WARP_ID);
 #define RMS_NORM(name, T, W)                                                                                  \
   KN_CHAINED(name, 0);                                                                                         \
-  KN_KERNEL(name, 1024, NormParams, KN_IN_ALIAS(0, T, x), KN_IN(1, W, w), KN_OUT_ALIAS(2, T, out)) {           \
+  KN_KERNEL(name, 1024, NormParams, KN_IN_ALIAS(0, T, x), KN_IN_ALIAS(1, W, w), KN_OUT_ALIAS(2, T, out)) {    \
     KN_CHAIN;                                                                                                 \
     NORM_BODY(NORM_WEIGHT, T, W, x, w, x, out, false)                                                         \
   }
 #define RMS_NORM_NO_SCALE(name, T)                                                             \
-  KN_KERNEL(name, 1024, NormParams, KN_IN_ALIAS(0, T, x), KN_OUT_ALIAS(1, T, out)) {            \
+  KN_KERNEL(name, 1024, NormParams, KN_IN_ALIAS(0, T, x), KN_OUT_ALIAS(1, T, out)) {           \
     NORM_BODY(0, T, T, x, x, x, out, false)                                                    \
   }
 #define RMS_NORM_MUL(name, T, W)                                                                                                  \
-  KN_KERNEL(name, 1024, NormParams, KN_IN_ALIAS(0, T, x), KN_IN(1, W, w), KN_IN(2, T, s), KN_OUT_ALIAS(3, T, out)) {               \
+  KN_KERNEL(name, 1024, NormParams, KN_IN_ALIAS(0, T, x), KN_IN(1, W, w), KN_IN(2, T, s), KN_OUT_ALIAS(3, T, out)) {              \
     NORM_BODY(NORM_WEIGHT | NORM_MUL, T, W, x, w, s, out, false)                                                                  \
   }
 #define NORM_ADD(name)                                                                                                 \
-  KN_KERNEL(name, 1024, NormParams, KN_IN_ALIAS(0, float, r), KN_IN_ALIAS(1, float, x), KN_IN(2, float, w),             \
+  KN_KERNEL(name, 1024, NormParams, KN_IN_ALIAS(0, float, r), KN_IN_ALIAS(1, float, x), KN_IN(2, float, w),            \
             KN_OUT_ALIAS(3, float, out)) {                                                                             \
     NORM_BODY(NORM_WEIGHT | NORM_AFTER, float, float, r, w, x, out, false)                                             \
   }
@@ -142,7 +142,7 @@ NORM_ADD(fused_norm_add_f32)
 NORM_ADD(fused_norm_add_f32_v2)
 
 KN_CHAINED(fused_residual_norm_f32, 0);
-KN_KERNEL(fused_residual_norm_f32, 1024, NormParams, KN_IN_ALIAS(0, float, r), KN_IN_ALIAS(1, float, x), KN_IN(2, float, w),
+KN_KERNEL(fused_residual_norm_f32, 1024, NormParams, KN_IN_ALIAS(0, float, r), KN_IN_ALIAS(1, float, x), KN_IN_ALIAS(2, float, w),
           KN_OUT_ALIAS(3, float, out), KN_OUT_ALIAS(4, float, sum)) {
   KN_CHAIN;
   NORM_BODY(NORM_WEIGHT | NORM_BEFORE, float, float, r, w, x, sum, KN_HAS(4, sum))

@@ -49,8 +49,8 @@ KN_FN void rope_heads(KN_GLOBAL const T* x, KN_GLOBAL T* out, ulong base, uint d
 
 #define ROPE(name, T, SPLIT)                                                                                                        \
   KN_CHAINED(name, 0);                                                                                                              \
-  KN_KERNEL(name, 256, RopeParams, KN_IN_ALIAS(0, T, x), KN_IN(1, uint, positions), KN_IN(2, float, inv_freq),                      \
-            KN_IN(3, float, factors), KN_OUT_ALIAS(4, T, out)) {                                                                    \
+  KN_KERNEL(name, 256, RopeParams, KN_IN_ALIAS(0, T, x), KN_IN_ALIAS(1, uint, positions), KN_IN_ALIAS(2, float, inv_freq),          \
+            KN_IN_ALIAS(3, float, factors), KN_OUT_ALIAS(4, T, out)) {                                                              \
     KN_CHAIN;                                                                                                                       \
     const ulong base = (ulong)KN_GROUP_X * p.n_heads * p.head_dim;                                                                  \
     for (uint pair = KN_THREAD_X; pair < p.head_dim / 2; pair += KN_BLOCK_X) {                                                      \

@@ -75,7 +75,7 @@ KN_FN void decode_merge(KN_GLOBAL const float* partial, KN_GLOBAL float* out, ui
 
 #define FLASH_ATTN_REDUCE(name, DIM)                                                                                               \
   KN_CHAINED(name, 0);                                                                                                             \
-  KN_KERNEL(name, 256, FlashAttnReduceParams, KN_IN(0, float, partial), KN_OUT(1, float, out)) {                                   \
+  KN_KERNEL(name, 256, FlashAttnReduceParams, KN_IN_ALIAS(0, float, partial), KN_OUT(1, float, out)) {                             \
     KN_CHAIN;                                                                                                                      \
     const bool vector = kn_aligned(partial, 16);                                                                                   \
     const uint warps = KN_BLOCK_X / KN_WARP;                                                                                       \

@@ -250,8 +250,8 @@ KN_FN void decode_mma(KN_PRIVATE const Decode& a, KN_GLOBAL const float* q, KN_G
 #define FLASH_ATTN_VEC_MMA_DEEP(name, T, DIM) FLASH_ATTN_VEC_OF(KN_KERNEL_DEEP, name, T, DIM)
 #define FLASH_ATTN_VEC_OF(KERNEL, name, T, DIM)                                                                                    \
   KN_CHAINED(name, 0);                                                                                                             \
-  KERNEL(name, 128, FlashAttnVecParams, KN_IN(0, float, q), KN_IN(1, T, k), KN_IN(2, T, v), KN_OUT(3, float, out),                 \
-            KN_OUT(4, float, partial), KN_IN(5, uint, step)) {                                                                     \
+  KERNEL(name, 128, FlashAttnVecParams, KN_IN_ALIAS(0, float, q), KN_IN_ALIAS(1, T, k), KN_IN_ALIAS(2, T, v), KN_OUT(3, float, out), \
+            KN_OUT(4, float, partial), KN_IN_ALIAS(5, uint, step)) {                                                               \
     KN_SHARED(float, shared, DECODE_RING(DIM));                                                                                    \
     KN_CHAIN;                                                                                                                      \
     DECODE_PARTITION(a, p, step, DECODE_ROWS)                                                                                      \

@@ -13,7 +13,7 @@
   KN_DYNAMIC_SHARED(NAME, 4 * (WORDS));                                                                          \
   KN_RESIDENT(NAME, 32 * (WARPS), 1);                                                                            \
   KN_CHAINED(NAME, 1);                                                                                           \
-  KN_KERNEL_BLOCKS(NAME, 32 * (WARPS), BLOCKS, P, KN_IN(0, uchar, w), KN_IN(1, float, x), KN_OUT(2, float, y)) { \
+  KN_KERNEL_BLOCKS(NAME, 32 * (WARPS), BLOCKS, P, KN_IN_ALIAS(0, uchar, w), KN_IN_ALIAS(1, float, x), KN_OUT(2, float, y)) { \
     KN_LOCAL uint* shared = (KN_LOCAL uint*)kn_dynamic_shared; KN_CHAIN_NEXT;
 #define MUL_MV_BEGIN(NAME) MUL_MV_KERNEL(NAME, 8, 2, 36864, MulMvParams)
 #define MUL_MV_EXT_BEGIN(NAME) MUL_MV_KERNEL(NAME, 12, 1, 57856, MulMvExtParams)
