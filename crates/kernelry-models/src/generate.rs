@@ -110,6 +110,7 @@ impl Generator {
         let room = capacity - prompt.len() + 1;
         conditions.max_tokens = Some(conditions.max_tokens.unwrap_or(room).min(room));
         conditions.tokens.extend(self.tokenizer.end_of_generation());
+        let device_chooses = sampling.takes_highest();
         let mut sampler = Sampler::new(sampling)?;
         sampler.observe_prompt(prompt);
         let vocab = self.tokenizer.vocab_size();
@@ -118,6 +119,7 @@ impl Generator {
 
         let started = Instant::now();
         let (mut logits, mut go_on) = (Vec::new(), true);
+        let mut chosen = None;
         let (first, rest) = prompt.split_at(prompt.len().min(self.session.model().options().batch.max(1)));
         for part in std::iter::once(first).chain(rest.chunks(first.len().max(1))) {
             logits = self.session.append(part)?.to_vec();
@@ -136,10 +138,14 @@ impl Generator {
             if let Some(reason) = watch.ended() {
                 break Some(reason.clone());
             }
-            // Rows of the output beyond the vocabulary are padding: they name no token.
-            let known = vocab.min(logits.len());
-            let token = sampler.sample(&mut logits[..known])?;
-            sampler.observe(token);
+            let token = match chosen.take() {
+                Some(token) => token,
+                None => {
+                    // Rows of the output beyond the vocabulary are padding: they name no token.
+                    let known = vocab.min(logits.len());
+                    sampler.sample(&mut logits[..known])?
+                }
+            };
             tokens.push(token);
             let step = watch.push(token)?;
             text.push_str(&step.text);
@@ -150,8 +156,14 @@ impl Generator {
             if !go_on {
                 continue;
             }
-            logits.clear();
-            logits.extend_from_slice(self.session.append(&[token])?);
+            if device_chooses {
+                chosen = self.session.append_greedy(token, vocab.min(logits.len()))?;
+            }
+            if chosen.is_none() {
+                let row = if device_chooses { self.session.last_logits()? } else { self.session.append(&[token])? };
+                logits.clear();
+                logits.extend_from_slice(row);
+            }
         };
         let generation_time = started.elapsed();
         let rest = watch.finish();

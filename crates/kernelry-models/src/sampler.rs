@@ -80,6 +80,12 @@ impl SamplingParams {
         self.temperature < GREEDY_TEMPERATURE
     }
 
+    /// Is every choice the highest logit as the model gives it, without bias or penalty?
+    pub fn takes_highest(&self) -> bool {
+        let SamplingParams { repetition_penalty, frequency_penalty, presence_penalty, ref logit_bias, .. } = *self;
+        self.is_greedy() && repetition_penalty == 1.0 && frequency_penalty == 0.0 && presence_penalty == 0.0 && logit_bias.is_empty()
+    }
+
     /// # Errors
     /// [`Error::InvalidArgument`] that names the parameter outside its range.
     pub fn validate(&self) -> Result<()> {

@@ -1,6 +1,7 @@
 //! A session: the KV cache of one sequence, prompt processing, and the recorded decode step.
 
 use kernelry::catalogue::StepU32;
+use kernelry::ops::sampling::{Argmax, NO_TOKEN};
 use kernelry::{Buffer, DType, Encoder, Error, Graph, Lease, Result};
 
 use crate::forward::{Forward, Step};
@@ -25,8 +26,12 @@ pub struct Session {
     /// Whether the kernels of a prompt and of the decode step have been built.
     warm: bool,
     decode: Option<DecodeGraph>,
+    /// The same with the choice of the highest of so many logits behind it.
+    greedy: Option<(usize, DecodeGraph)>,
     logits: Buffer,
     logits_host: Vec<f32>,
+    /// The token with the highest logit, and that logit.
+    best: (Buffer, Buffer),
 }
 
 /// The decode step, recorded once and replayed for each token. The leases are the temporaries that the graph writes.
@@ -52,6 +57,8 @@ impl Session {
             decode: None,
             logits: inner.ctx.zeros(DType::F32, &[1, c.vocab])?,
             logits_host: vec![0.0; c.vocab],
+            greedy: None,
+            best: (inner.ctx.zeros(DType::U32, &[1])?, inner.ctx.zeros(DType::F32, &[1])?),
         })
     }
 
@@ -125,8 +132,7 @@ impl Session {
             let logits = self.logits.clone();
             self.prefill(batch, &logits, 1)?;
         }
-        self.logits.read_bytes(bytemuck::cast_slice_mut(&mut self.logits_host))?;
-        Ok(&self.logits_host)
+        self.last_logits()
     }
 
     /// Appends tokens and gives the logits `[tokens.len(), vocab]` that follow each of them, for perplexity and tests.
@@ -158,6 +164,7 @@ impl Session {
                     self.record_prefill(encoder, &vec![0; len], &self.logits, 1)?;
                 }
             }
+            self.record_choice(encoder, self.model.config().vocab)?;
             self.record_step(encoder).map(drop)
         })?;
         self.warm = true;
@@ -191,24 +198,69 @@ impl Session {
 
     /// One token through the recorded graph.
     fn decode_step(&mut self, token: u32) -> Result<&[f32]> {
-        let position = self.len as u32;
         let decode = match self.decode.take() {
             Some(decode) => decode,
-            None => self.record_decode()?,
+            None => self.record_decode(None)?,
         };
-        self.step.write(&[token, position, position + 1])?;
-        let outcome = decode.graph.run();
+        let outcome = self.replay(&decode, token);
         self.decode = Some(decode);
         outcome?;
-        self.len += 1;
+        self.last_logits()
+    }
+
+    /// Appends a token and gives the one that has the highest of the first `vocab` logits after it, the lowest of equals. The device finds it, and
+    /// only its number is read back. `None` if there is none, because a logit is NaN or infinite: see [`last_logits`](Self::last_logits).
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and [`Error::InvalidArgument`] if the model has fewer than `vocab` logits, or for none.
+    pub fn append_greedy(&mut self, token: u32, vocab: usize) -> Result<Option<u32>> {
+        self.check_tokens(&[token])?;
+        let most = self.model.config().vocab;
+        if vocab == 0 || vocab > most {
+            return Err(Error::invalid("session", format!("vocab: got {vocab}, expected 1 to {most}")));
+        }
+        self.prewarm(1)?;
+        let greedy = match self.greedy.take() {
+            Some((of, graph)) if of == vocab => graph,
+            _ => self.record_decode(Some(vocab))?,
+        };
+        let outcome = self.replay(&greedy, token);
+        self.greedy = Some((vocab, greedy));
+        outcome?;
+        let mut best = [NO_TOKEN];
+        self.best.0.read_bytes(bytemuck::cast_slice_mut(&mut best))?;
+        Ok(best.into_iter().find(|&token| token != NO_TOKEN))
+    }
+
+    /// The logits `[vocab]` that follow the last token appended; zeros before the first.
+    ///
+    /// # Errors
+    /// [`Error::Execution`] if the device fails.
+    pub fn last_logits(&mut self) -> Result<&[f32]> {
         self.logits.read_bytes(bytemuck::cast_slice_mut(&mut self.logits_host))?;
         Ok(&self.logits_host)
     }
 
-    fn record_decode(&self) -> Result<DecodeGraph> {
+    fn replay(&mut self, decode: &DecodeGraph, token: u32) -> Result<()> {
+        let position = self.len as u32;
+        self.step.write(&[token, position, position + 1])?;
+        decode.graph.run()?;
+        self.len += 1;
+        Ok(())
+    }
+
+    /// Records the decode step, and the choice of the highest of so many logits.
+    fn record_decode(&self, vocab: Option<usize>) -> Result<DecodeGraph> {
         let mut encoder = self.model.inner.ctx.encoder();
         let temporaries = self.record_step(&mut encoder)?;
+        if let Some(vocab) = vocab {
+            self.record_choice(&mut encoder, vocab)?;
+        }
         Ok(DecodeGraph { graph: encoder.finish()?, _temporaries: temporaries })
+    }
+
+    fn record_choice(&self, encoder: &mut Encoder, vocab: usize) -> Result<()> {
+        Argmax { x: &self.logits.slice(0, vocab)?, index: &self.best.0, value: &self.best.1 }.encode(encoder)
     }
 
     /// Records the decode step; the temporaries must outlive its runs.

@@ -223,3 +223,22 @@ fn generation_is_reproducible_and_ends_where_it_must() {
     });
     assert!(stopped.unwrap().reason.is_none());
 }
+
+#[test]
+fn the_device_chooses_the_highest_logit() {
+    let tiny = load("llama", ModelOptions::precise());
+    let mut session = tiny.model.session().unwrap();
+    let vocab = session.model().config().vocab;
+    session.append(&tiny.prompt).unwrap();
+    let len = session.len();
+    for of in [vocab, vocab / 2, 1] {
+        session.truncate(len).unwrap();
+        let expected = argmax(&session.append(&[9]).unwrap()[..of]);
+        session.truncate(len).unwrap();
+        assert_eq!(session.append_greedy(9, of).unwrap(), Some(expected), "the first {of}");
+        assert_eq!(argmax(&session.last_logits().unwrap()[..of]), expected);
+    }
+    for of in [0, vocab + 1] {
+        assert!(matches!(session.append_greedy(9, of), Err(Error::InvalidArgument { .. })), "the first {of}");
+    }
+}

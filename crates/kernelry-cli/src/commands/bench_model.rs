@@ -93,9 +93,10 @@ fn measure(plan: &Plan<'_>, generator: &mut Generator, device: &Device, n_prompt
         if n_gen == 0 {
             session.append(&prompt)?;
         }
+        // Greedy generation, but with tokens known beforehand: random weights would repeat one for ever.
         for i in 0..n_gen {
             interrupt::check()?;
-            session.append(&[token(i)])?;
+            session.append_greedy(token(i), vocab as usize)?;
         }
         if repeat > 0 {
             samples.push(started.elapsed().as_nanos() as u64);

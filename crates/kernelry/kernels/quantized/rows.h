@@ -23,7 +23,7 @@
 #define ROWS_SUMS(W, B, NT, ONE) (2 * (B) * (W) * ROWS_TILE * ROWS_OF(NT, ONE))
 // Slices of activations for which `words` of threadgroup memory have room beside a slice of ones.
 #define ROWS_CHUNK(F, W, S, B, NT, ONE, words) \
-  (((words) - (W) * ROWS_RING(F, S) - ROWS_SUMS(W, B, NT, ONE) - ROWS_SLICE(NT, ONE) - 8) / (ROWS_SLICE(NT, ONE) + 9 * ROWS_OF(NT, ONE)))
+  (((words) - (W) * ROWS_RING(F, S) - ROWS_SUMS(W, B, NT, ONE) - ROWS_SLICE(NT, ONE) - 32) / (ROWS_SLICE(NT, ONE) + 9 * ROWS_OF(NT, ONE)))
 
 // Copies `count` bytes from the same place of each of 16 weight rows to a stage of the ring, each row to a place that begins at the multiple of 16
 // below. `w` is the first byte; it lies `skip` bytes behind a multiple of 16, and each row `step` bytes behind the one before, but `last` is the
@@ -142,7 +142,7 @@ KN_FN void rows_convert(float4 a, float4 b, KN_LOCAL uint* to, KN_LOCAL float* s
 template <class F, uint W, uint STAGES, uint BATCH, uint WORDS, uint NT, bool ONE>
 KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_GLOBAL float* y, uint m, uint n, uint k, uint first, uint step,
                         KN_LOCAL uint* shared, uint tid, uint lane, uint warp) {
-  const uint ROWS = ROWS_OF(NT, ONE), SLICE = ROWS_SLICE(NT, ONE), OWN = ONE ? 1 : 2, AHEAD = ONE ? 4 : 2;
+  const uint ROWS = ROWS_OF(NT, ONE), SLICE = ROWS_SLICE(NT, ONE), OWN = ONE ? 1 : 2, AHEAD = 4;
   const uint CHUNK = ROWS_CHUNK(F, W, STAGES, BATCH, NT, ONE, WORDS), SLICE_BYTES = 8 / F::GROUPS * F::BYTES;
   const uint groups = k / 32, all_slices = kn_cdiv(groups, 8), row_bytes = groups / F::GROUPS * F::BYTES;
   const uint tiles = kn_cdiv(n, ROWS_TILE), count = first < tiles ? kn_cdiv(tiles - first, step) : 0;
@@ -150,7 +150,7 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
   KN_LOCAL uchar* ring = (KN_LOCAL uchar*)(shared + warp * ROWS_RING(F, STAGES));
   KN_LOCAL float* red = (KN_LOCAL float*)(shared + W * ROWS_RING(F, STAGES));
   KN_LOCAL uint* ones = (KN_LOCAL uint*)red + ROWS_SUMS(W, BATCH, NT, ONE);
-  KN_LOCAL uint* xs = ones + SLICE + 8;
+  KN_LOCAL uint* xs = ones + SLICE + 32;  // in the same banks
   KN_LOCAL float* sums = (KN_LOCAL float*)(xs + CHUNK * SLICE);
   KN_LOCAL float* inverses = sums + CHUNK * ROWS * 8;
   for (uint i = tid; i < SLICE + 8; i += 32 * W) ones[i] = 0x01010101u;
