@@ -394,11 +394,7 @@ unsafe fn precise_part<S: Simd, F: Blocks, const W: usize, const R: usize>(
             for n in 0..W {
                 p[n] = tile[n].step::<F>(step);
                 if let Some(ahead) = ahead {
-                    let mut line = 0;
-                    while line < F::STEP_BYTES {
-                        s.prefetch(tile[n].start.wrapping_add(step * F::STEP_BYTES + ahead + line));
-                        line += 64;
-                    }
+                    ask_for::<S, F>(s, tile[n].start.wrapping_add(step * F::STEP_BYTES + ahead));
                 }
                 factors[n] = F::scales(s, p[n]);
                 for r in 0..R {
@@ -436,6 +432,16 @@ unsafe fn precise_part<S: Simd, F: Blocks, const W: usize, const R: usize>(
     }
 }
 
+/// Asks for the cache lines of a step.
+#[inline(always)]
+fn ask_for<S: Simd, F: Blocks>(s: S, p: *const u8) {
+    let mut line = 0;
+    while line < F::STEP_BYTES {
+        s.prefetch(p.wrapping_add(line));
+        line += 64;
+    }
+}
+
 /// Rows of activations that [`precise_many`] takes.
 const MANY: usize = 8;
 
@@ -454,6 +460,8 @@ unsafe fn precise_many<S: Simd, F: Blocks, const W: usize>(
     rows: usize,
 ) -> [[f32; W]; MANY] {
     let (groups, zero) = (x.padded / F::GROUP, F::value_zero::<S>());
+    // The same step of the rows that are next.
+    let ahead = W * F::FORMAT.row_bytes(x.padded);
     let (mut acc, mut offsets) = ([[s.zero(); W]; MANY], [[s.h_splat(0.0); W]; MANY]);
     let (values, sums) = (x.values[at * x.padded..].as_ptr(), x.sums[at * groups..].as_ptr());
     // SAFETY: as in `fast`.
@@ -463,6 +471,7 @@ unsafe fn precise_many<S: Simd, F: Blocks, const W: usize>(
             let mut factors = [(s.h_splat(0.0), s.h_splat(0.0)); W];
             for n in 0..W {
                 p[n] = tile[n].step::<F>(step);
+                ask_for::<S, F>(s, p[n].wrapping_add(ahead));
                 factors[n] = F::scales(s, p[n]);
             }
             if F::HAS_MIN || zero != 0 {
