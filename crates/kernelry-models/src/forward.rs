@@ -15,7 +15,7 @@ use kernelry::ops::kv_cache::KvCacheWrite;
 use kernelry::ops::layout::GetRows;
 use kernelry::ops::linear::Linear;
 use kernelry::ops::norm::{FusedResidualNorm, RmsNorm};
-use kernelry::ops::rope::{HeadNormRope, Rope, RopeStyle};
+use kernelry::ops::rope::{HeadNormRope, Rope, RopeCacheWrite, RopeStyle};
 use kernelry::{Buffer, DType, Encoder, Lease, Result};
 
 use crate::config::ModelConfig;
@@ -163,20 +163,21 @@ impl<'a> Forward<'a> {
             self.bias(projection, out)?;
         }
         let [q, k, v] = &s.qkv.parts;
-        match &block.head_norms {
-            // The heads of one token lie one behind the other.
-            None if self.seq_len == 1 => {
-                let n_heads = c.n_heads + c.n_kv_heads;
-                self.rotate(c, &s.qkv.whole.slice(0, n_heads * c.head_dim)?, n_heads, None, step)?;
-            }
-            norms => {
-                self.rotate(c, q, c.n_heads, norms.as_ref().map(|n| &n.0), step)?;
-                self.rotate(c, k, c.n_kv_heads, norms.as_ref().map(|n| &n.1), step)?;
-            }
-        }
         let heads = |x: &Buffer, n: usize| x.reshape(&[step.seq_len, n, c.head_dim]);
         let (q, k, v) = (heads(q, c.n_heads)?, heads(k, c.n_kv_heads)?, heads(v, c.n_kv_heads)?);
-        KvCacheWrite { k: &k, v: &v, k_cache: keys, v_cache: values, position: step.position }.encode(self.encoder)?;
+        let (k_cache, v_cache, position) = (keys, values, step.position);
+        match &block.head_norms {
+            None if self.seq_len == 1 => {
+                let (positions, inv_freq, factors) = (step.positions, &self.inner.inv_freq, self.inner.weights.rope_factors.as_ref());
+                let (q, k, v, style) = (&q, &k, &v, rope_style(c));
+                RopeCacheWrite { q, k, v, positions, inv_freq, factors, out: q, k_cache, v_cache, position, style }.encode(self.encoder)?;
+            }
+            norms => {
+                self.rotate(c, &q, norms.as_ref().map(|n| &n.0), step)?;
+                self.rotate(c, &k, norms.as_ref().map(|n| &n.1), step)?;
+                KvCacheWrite { k: &k, v: &v, k_cache, v_cache, position }.encode(self.encoder)?;
+            }
+        }
         let attended = heads(&s.attended, c.n_heads)?;
         let scale = 1.0 / (c.head_dim as f32).sqrt();
         Attention { q: &q, k: keys, v: values, out: &attended, kv_seq_len: step.keys, scale, window: 0, softcap: 0.0 }
@@ -185,16 +186,17 @@ impl<'a> Forward<'a> {
     }
 
     /// Rotates every head of `x` in place, after its norm where the model has one.
-    fn rotate(&mut self, c: &ModelConfig, x: &Buffer, n_heads: usize, norm: Option<&Buffer>, step: &Step<'_>) -> Result<()> {
-        let (inv_freq, factors) = (&self.inner.inv_freq, self.inner.weights.rope_factors.as_ref());
-        let x = x.reshape(&[step.seq_len, n_heads, c.head_dim])?;
-        if let Some(weight) = norm {
-            return HeadNormRope { x: &x, weight: Some(weight), positions: step.positions, inv_freq, factors, out: &x, eps: c.rms_eps }
-                .encode(self.encoder);
+    fn rotate(&mut self, c: &ModelConfig, x: &Buffer, norm: Option<&Buffer>, step: &Step<'_>) -> Result<()> {
+        let (positions, inv_freq, factors) = (step.positions, &self.inner.inv_freq, self.inner.weights.rope_factors.as_ref());
+        if norm.is_some() {
+            return HeadNormRope { x, weight: norm, positions, inv_freq, factors, out: x, eps: c.rms_eps }.encode(self.encoder);
         }
-        let style = if c.architecture.adjacent_rope() { RopeStyle::Adjacent } else { RopeStyle::SplitHalf };
-        Rope { x: &x, positions: step.positions, inv_freq, factors, out: &x, style }.encode(self.encoder)
+        Rope { x, positions, inv_freq, factors, out: x, style: rope_style(c) }.encode(self.encoder)
     }
+}
+
+fn rope_style(c: &ModelConfig) -> RopeStyle {
+    if c.architecture.adjacent_rope() { RopeStyle::Adjacent } else { RopeStyle::SplitHalf }
 }
 
 /// Temporaries of a block, reused by every block.

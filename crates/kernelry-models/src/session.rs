@@ -2,7 +2,7 @@
 
 use kernelry::catalogue::StepU32;
 use kernelry::ops::sampling::{Argmax, NO_TOKEN};
-use kernelry::{Buffer, DType, Encoder, Error, Graph, Lease, Result};
+use kernelry::{Buffer, DType, Encoder, Error, Graph, Lease, Result, Submission};
 
 use crate::forward::{Forward, Step};
 use crate::model::{Inner, Model};
@@ -202,10 +202,12 @@ impl Session {
             Some(decode) => decode,
             None => self.record_decode(None)?,
         };
-        let outcome = self.replay(&decode, token);
+        let running = self.replay(&decode, token);
         self.decode = Some(decode);
-        outcome?;
-        self.last_logits()
+        let running = running?;
+        self.last_logits()?;
+        running.wait()?;
+        Ok(&self.logits_host)
     }
 
     /// Appends a token and gives the one that has the highest of the first `vocab` logits after it, the lowest of equals. The device finds it, and
@@ -224,11 +226,12 @@ impl Session {
             Some((of, graph)) if of == vocab => graph,
             _ => self.record_decode(Some(vocab))?,
         };
-        let outcome = self.replay(&greedy, token);
+        let running = self.replay(&greedy, token);
         self.greedy = Some((vocab, greedy));
-        outcome?;
+        let running = running?;
         let mut best = [NO_TOKEN];
         self.best.0.read_bytes(bytemuck::cast_slice_mut(&mut best))?;
+        running.wait()?;
         Ok(best.into_iter().find(|&token| token != NO_TOKEN))
     }
 
@@ -241,12 +244,13 @@ impl Session {
         Ok(&self.logits_host)
     }
 
-    fn replay(&mut self, decode: &DecodeGraph, token: u32) -> Result<()> {
+    /// Starts a step. Reading its result waits for it, once for both; to wait before would leave the device idle in between.
+    fn replay(&mut self, decode: &DecodeGraph, token: u32) -> Result<Submission> {
         let position = self.len as u32;
         self.step.write(&[token, position, position + 1])?;
-        decode.graph.run()?;
+        let running = decode.graph.submit()?;
         self.len += 1;
-        Ok(())
+        Ok(running)
     }
 
     /// Records the decode step, and the choice of the highest of so many logits.

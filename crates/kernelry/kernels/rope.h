@@ -68,6 +68,47 @@ ROPE(rope_bf16, kn_bf16, false)
 ROPE(rope_neox_f32, float, true)
 ROPE(rope_neox_bf16, kn_bf16, true)
 
+// One token on its way to attention: heads of q turn into `out`, heads of k turn into slot `slot` of their cache, heads of v move there. Heads count
+// through q, k and v.
+template <class D>
+KN_FN void rope_cached_pair(KN_GLOBAL const float* q, KN_GLOBAL const float* k, KN_GLOBAL const float* v, KN_GLOBAL float* out, KN_GLOBAL D* k_cache,
+                            KN_GLOBAL D* v_cache, KN_PARAMS const RopeCachedParams& p, uint slot, uint h, uint i, uint j, bool turns, float c, float s) {
+  if (h < p.n_heads) {
+    const ulong at = (ulong)h * p.head_dim;
+    const float a = q[at + i], b = q[at + j];
+    out[at + i] = turns ? a * c - b * s : a;
+    out[at + j] = turns ? a * s + b * c : b;
+    return;
+  }
+  const bool key = h - p.n_heads < p.n_kv_heads;
+  const uint head = h - p.n_heads - (key ? 0 : p.n_kv_heads);
+  KN_GLOBAL const float* from = (key ? k : v) + (ulong)head * p.head_dim;
+  KN_GLOBAL D* to = (key ? k_cache : v_cache) + ((ulong)head * p.cache_cap + slot) * p.head_dim;
+  const float a = from[i], b = from[j];
+  to[i] = kn_from_f32<D>(key && turns ? a * c - b * s : a);
+  to[j] = kn_from_f32<D>(key && turns ? a * s + b * c : b);
+}
+
+#define ROPE_CACHED(name, D)                                                                                                        \
+  KN_CHAINED(name, 0);                                                                                                              \
+  KN_KERNEL(name, 256, RopeCachedParams, KN_IN_ALIAS(0, float, q), KN_IN_ALIAS(1, float, k), KN_IN_ALIAS(2, float, v),              \
+            KN_IN_ALIAS(3, uint, positions), KN_IN_ALIAS(4, float, inv_freq), KN_IN_ALIAS(5, float, factors),                       \
+            KN_OUT_ALIAS(6, float, out), KN_OUT(7, D, k_cache), KN_OUT(8, D, v_cache), KN_IN_ALIAS(9, uint, step)) {                \
+    KN_CHAIN;                                                                                                                       \
+    const uint slot = kn_step(p.seq_pos, step), heads = p.n_heads + 2 * p.n_kv_heads;                                               \
+    for (uint pair = KN_THREAD_X; pair < p.head_dim / 2; pair += KN_BLOCK_X) {                                                      \
+      const bool turns = pair < p.rope_dim / 2;                                                                                     \
+      const uint i = p.split ? pair : 2 * pair, j = p.split ? pair + p.head_dim / 2 : 2 * pair + 1;                                 \
+      float c = 1, s = 0;                                                                                                           \
+      if (turns) rope_angle(c, s, (float)positions[0], inv_freq[pair], KN_HAS(5, factors) ? factors[pair] : 1.0f);                  \
+      for (uint h = ROPE_FIRST_HEAD; h < heads; h += ROPE_HEAD_STEP) {                                                              \
+        rope_cached_pair(q, k, v, out, k_cache, v_cache, p, slot, h, i, j, turns, c, s);                                            \
+      }                                                                                                                             \
+    }                                                                                                                               \
+  }
+ROPE_CACHED(rope_kv_copy_f32, float)
+ROPE_CACHED(rope_kv_copy_f32_to_f16, kn_f16)
+
 // The axis whose positions turn a pair: 8 is sections in blocks, 40 interleaved sections, 24 the two axes of vision towers.
 KN_FN uint rope_axis(uint pair, uint mode, uint a, uint b, uint c, uint d) {
   if (mode == 24) return pair % (a + b) >= a ? 1 : 0;

@@ -101,14 +101,14 @@ KN_FN void rows_group(KN_LOCAL const uchar* bytes0, KN_LOCAL const uchar* bytes1
   }
   KN_UNROLL for (uint nt = 0; nt < NT; ++nt) {
     const uint2 v = *(KN_LOCAL const uint2*)(x + (g * ROWS + 2 * nt) * ROWS_GROUP);
-    KN_UNROLL for (uint half = 0; half < (F::HALVES ? 2 : 1); ++half) {
-      const uint all[4] = {half ? 0 : c[0][0], half ? 0 : c[1][0], F::HALVES && !half ? 0 : c[0][1], F::HALVES && !half ? 0 : c[1][1]};
+    KN_UNROLL for (uint side = 0; side < (F::HALVES ? 2 : 1); ++side) {
+      const uint all[4] = {side ? 0 : c[0][0], side ? 0 : c[1][0], F::HALVES && !side ? 0 : c[0][1], F::HALVES && !side ? 0 : c[1][1]};
       int d[4];
       kn_mma_s8(d, all, v.x, v.y, lane);
       if (ONE) {
-        a[nt][0] += s[0][half] * (float)((t < 2 ? d[0] : d[2]) + (t < 2 ? d[1] : d[3]) * weight);
+        a[nt][0] += s[0][side] * (float)((t < 2 ? d[0] : d[2]) + (t < 2 ? d[1] : d[3]) * weight);
       } else {
-        KN_UNROLL for (uint i = 0; i < OWN; ++i) a[nt][i] += s[i][half] * (float)(d[2 * i] + d[2 * i + 1] * weight);
+        KN_UNROLL for (uint i = 0; i < OWN; ++i) a[nt][i] += s[i][side] * (float)(d[2 * i] + d[2 * i + 1] * weight);
       }
     }
     if (F::OFFSET) {

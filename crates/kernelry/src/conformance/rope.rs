@@ -2,8 +2,10 @@
 
 use super::{Case, Cases, Input, Reference, Tolerance};
 use crate::DType;
+use crate::catalogue::StepU32;
 use crate::ops::rope::{
-    HeadNormRopeBatchParams, HeadNormRopeParams, HeadNormRopeTableParams, RopeMode, RopeMultiParams, RopeParams, inv_freq, multi_inv_freq,
+    HeadNormRopeBatchParams, HeadNormRopeParams, HeadNormRopeTableParams, RopeCachedParams, RopeMode, RopeMultiParams, RopeParams,
+    inv_freq, multi_inv_freq,
 };
 
 /// The f32 angle of a pair: a product, then a division, each rounded.
@@ -47,6 +49,27 @@ pub(crate) fn rope(r: &mut Reference<'_>) {
         rotated.extend(rotate(head, &angles, |p| if adjacent { (2 * p, 2 * p + 1) } else { (p, p + head.len() / 2) }));
     }
     expect_rotated(r, rotated);
+}
+
+pub(crate) fn rope_cached(r: &mut Reference<'_>) {
+    let p: RopeCachedParams = r.params();
+    let angles = angles(r.u32s("positions")[0], &r.f64s("inv_freq"), &r.f64s("factors"));
+    let (dim, cap) = (p.head_dim as usize, p.cache_cap as usize);
+    let rotated = |x: &[f64]| -> Vec<(f64, f64)> {
+        x.chunks(dim).flat_map(|head| rotate(head, &angles, |i| if p.split == 0 { (2 * i, 2 * i + 1) } else { (i, i + dim / 2) })).collect()
+    };
+    expect_rotated(r, rotated(&r.f64s("q")));
+    let ulps = if r.dtype("k_cache") == DType::F32 { 0.0 } else { 1.0 };
+    let still = |x: Vec<f64>| x.into_iter().map(|v| (v, 0.0)).collect::<Vec<_>>();
+    for (cache, heads) in [("k_cache", rotated(&r.f64s("k"))), ("v_cache", still(r.f64s("v")))] {
+        let mut all: Vec<(f64, Tolerance)> = r.f64s(cache).into_iter().map(|v| (v, Tolerance::EXACT)).collect();
+        for (i, (value, size)) in heads.into_iter().enumerate() {
+            // What is only moved is rounded to the nearest, as the expected value is.
+            let bound = if size == 0.0 { Tolerance::EXACT } else { Tolerance::abs(3e-6 * size).plus_ulps(ulps) };
+            all[(i / dim * cap + p.seq_pos.max() as usize) * dim + i % dim] = (value, bound);
+        }
+        r.expect_each(cache, all);
+    }
 }
 
 /// The axis of a pair, spelt out for each mode.
@@ -159,6 +182,27 @@ fn tables(case: &mut Case, base: f64, dim: u32, pairs: u32, factors: bool) -> &m
     let table = inv_freq(base, dim as usize, pairs.max(1) as usize).unwrap_or_default();
     case.input("inv_freq", Input::Values(table.into_iter().map(f64::from).collect()));
     if factors { case.input("factors", Input::Values(vec![1.0, 2.0, 8.0, 1e30])) } else { case.without("factors") }
+}
+
+pub(crate) fn rope_cached_cases(c: &mut Cases) {
+    let shapes = [(1, 1, 2, 2), (3, 1, 30, 30), (4, 2, 64, 64), (32, 8, 128, 128), (2, 2, 256, 64), (7, 3, 512, 512), (1, 1, 72, 4)];
+    for (n_heads, n_kv_heads, head_dim, rope_dim) in shapes {
+        for (split, factors, cache_cap, pos, position) in
+            [(0, false, 1, 0, 0), (1, true, 5, 4, 4095), (0, true, 7, 2, 131_071), (1, false, 3, 1, 7)]
+        {
+            let seq_pos = StepU32::new(pos);
+            let p = RopeCachedParams { n_heads, n_kv_heads, head_dim, rope_dim, split, cache_cap, seq_pos };
+            let label =
+                format!("heads={n_heads}/{n_kv_heads} head_dim={head_dim} rope_dim={rope_dim} split={split} cap={cache_cap} pos={pos}");
+            tables(c.add(label, p), 1e4, head_dim, rope_dim / 2, factors).input("positions", Input::Words(vec![position]));
+        }
+    }
+    let seq_pos = StepU32::new(3);
+    let p = RopeCachedParams { n_heads: 4, n_kv_heads: 2, head_dim: 64, rope_dim: 64, split: 0, cache_cap: 4, seq_pos };
+    tables(c.add("in place", p), 1e6, 64, 32, false).input("positions", Input::Words(vec![7])).in_place("out", "q");
+    let seq_pos = StepU32::new(4095);
+    let p = RopeCachedParams { n_heads: 32, n_kv_heads: 8, head_dim: 128, rope_dim: 128, split: 0, cache_cap: 4096, seq_pos };
+    c.bench("heads=32/8 head_dim=128 cap=4096", p);
 }
 
 pub(crate) fn rope_cases(c: &mut Cases) {

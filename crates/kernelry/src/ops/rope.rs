@@ -3,8 +3,10 @@
 //! Pair `p` turns by `a = position · inv_freq[p] / factor[p]`: `(x0, x1) → (x0·cos a - x1·sin a, x0·sin a + x1·cos a)`. The table of
 //! frequencies is made on the host in f64 and rounded once, so that every kernel and device turns by the same angle.
 
+mod cached;
 mod multi;
 
+pub use cached::{RopeCacheWrite, RopeCachedParams};
 pub use multi::{RopeMode, RopeMulti, RopeMultiParams, multi_inv_freq};
 
 use super::{size, unsupported};
@@ -207,6 +209,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
     }
     list.extend(rounded_head_norms());
     list.extend(multi::kernels());
+    list.extend(cached::kernels());
     list
 }
 
