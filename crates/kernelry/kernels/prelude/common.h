@@ -80,10 +80,10 @@ KN_FN float kn_block_sum(float v, KN_LOCAL float* scratch, uint warps, uint lane
   if (warps == 1) return v;
   if (lane == 0) scratch[warp] = v;
   kn_barrier();
-  float total = 0;
-  for (uint i = lane; i < warps; i += KN_WARP) total += scratch[i];
+  float total = scratch[0];
+  for (uint i = 1; i < warps; ++i) total += scratch[i];
   kn_barrier();
-  return kn_warp_sum(total);
+  return total;
 }
 KN_FN float kn_block_max(float v, KN_LOCAL float* scratch, uint warps, uint lane, uint warp) {
   v = kn_warp_max(v);
@@ -91,9 +91,9 @@ KN_FN float kn_block_max(float v, KN_LOCAL float* scratch, uint warps, uint lane
   if (lane == 0) scratch[warp] = v;
   kn_barrier();
   float best = scratch[0];
-  for (uint i = lane; i < warps; i += KN_WARP) best = kn_max(best, scratch[i]);
+  for (uint i = 1; i < warps; ++i) best = kn_max(best, scratch[i]);
   kn_barrier();
-  return kn_warp_max(best);
+  return best;
 }
 
 // Integer matrix unit: D[16, 8] = A[16, 32] B[32, 8] over a warp of 32 lanes, signed bytes, exact sums in 32 bits. D words are where those

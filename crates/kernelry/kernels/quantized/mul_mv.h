@@ -4,19 +4,34 @@
 // The products of few rows by name. mul_mv: any number of input rows and batches over shared matrices, two rows at a time; a row's result does
 // not depend on the others. mul_mv_ext: 2 to 8 rows with one matrix, all of them in one pass over the weights.
 
-// Warps of a block, slices that fly, tiles between two sums, words of threadgroup memory. With much of that, a block stays on each multiprocessor;
-// two of mul_mv find room there, so that one kernel can begin while the other ends.
+// Warps of a block, slices that fly, tiles between two sums, words of threadgroup memory. Where there is much of that, a block stays on each
+// multiprocessor, and mul_mv leaves some for small kernels that run at the same time.
 #ifdef KN_TARGET_CUDA
-#define MUL_MV_SHAPE(F) 8, (F::STRIDE > 240 ? 2 : F::STRIDE > 176 ? 3 : 4), 4, 36864
-#define MUL_MV_EXT_SHAPE(F) 12, 2, 1, 57856
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200  // 227 KiB for a block
+#define MUL_MV_STAGES(F) (F::STRIDE > 240 ? 2 : F::STRIDE > 176 ? 3 : 4)
+#define MUL_MV_BLOCKS 2
+#define MUL_MV_WORDS 36864
+#define MUL_MV_EXT_WARPS 12
+#define MUL_MV_EXT_STAGES 2
+#define MUL_MV_EXT_WORDS 57856
+#else  // 99 KiB or more
+#define MUL_MV_STAGES(F) 2
+#define MUL_MV_BLOCKS 1
+#define MUL_MV_WORDS 24576
+#define MUL_MV_EXT_WARPS 8
+#define MUL_MV_EXT_STAGES 1
+#define MUL_MV_EXT_WORDS 24576
+#endif
+#define MUL_MV_SHAPE(F) 8, MUL_MV_STAGES(F), 4, MUL_MV_WORDS
+#define MUL_MV_EXT_SHAPE(F) MUL_MV_EXT_WARPS, MUL_MV_EXT_STAGES, 1, MUL_MV_EXT_WORDS
 #define MUL_MV_KERNEL(NAME, WARPS, BLOCKS, WORDS, P)                                                             \
   KN_DYNAMIC_SHARED(NAME, 4 * (WORDS));                                                                          \
   KN_RESIDENT(NAME, 32 * (WARPS), 1);                                                                            \
   KN_CHAINED(NAME, 1);                                                                                           \
   KN_KERNEL_BLOCKS(NAME, 32 * (WARPS), BLOCKS, P, KN_IN_ALIAS(0, uchar, w), KN_IN_ALIAS(1, float, x), KN_OUT(2, float, y)) { \
     KN_LOCAL uint* shared = (KN_LOCAL uint*)kn_dynamic_shared; KN_CHAIN_NEXT;
-#define MUL_MV_BEGIN(NAME) MUL_MV_KERNEL(NAME, 8, 2, 36864, MulMvParams)
-#define MUL_MV_EXT_BEGIN(NAME) MUL_MV_KERNEL(NAME, 12, 1, 57856, MulMvExtParams)
+#define MUL_MV_BEGIN(NAME) MUL_MV_KERNEL(NAME, 8, MUL_MV_BLOCKS, MUL_MV_WORDS, MulMvParams)
+#define MUL_MV_EXT_BEGIN(NAME) MUL_MV_KERNEL(NAME, MUL_MV_EXT_WARPS, 1, MUL_MV_EXT_WORDS, MulMvExtParams)
 #else
 #define MUL_MV_SHAPE(F) 2, 1, 1, 8192
 #define MUL_MV_EXT_SHAPE(F) 2, 1, 1, 8192

@@ -144,6 +144,7 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
                         KN_LOCAL uint* shared, uint tid, uint lane, uint warp) {
   const uint ROWS = ROWS_OF(NT, ONE), SLICE = ROWS_SLICE(NT, ONE), OWN = ONE ? 1 : 2, AHEAD = 4;
   const uint CHUNK = ROWS_CHUNK(F, W, STAGES, BATCH, NT, ONE, WORDS), SLICE_BYTES = 8 / F::GROUPS * F::BYTES;
+  static_assert(WORDS > W * ROWS_RING(F, STAGES) + ROWS_SUMS(W, BATCH, NT, ONE) + 2 * ROWS_SLICE(NT, ONE) + 32 + 9 * ROWS_OF(NT, ONE), "room for a slice");
   const uint groups = k / 32, all_slices = kn_cdiv(groups, 8), row_bytes = groups / F::GROUPS * F::BYTES;
   const uint tiles = kn_cdiv(n, ROWS_TILE), count = first < tiles ? kn_cdiv(tiles - first, step) : 0;
   const uint r = lane / 4, t = lane % 4;
