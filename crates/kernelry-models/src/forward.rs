@@ -13,8 +13,9 @@ use kernelry::ops::activation::SiluMul;
 use kernelry::ops::attention::Attention;
 use kernelry::ops::kv_cache::KvCacheWrite;
 use kernelry::ops::layout::GetRows;
-use kernelry::ops::linear::Linear;
+use kernelry::ops::linear::{Linear, Weight};
 use kernelry::ops::norm::{FusedResidualNorm, RmsNorm};
+use kernelry::ops::quantized::{LinearAdd, NormLinear};
 use kernelry::ops::rope::{HeadNormRope, Rope, RopeCacheWrite, RopeStyle};
 use kernelry::{Buffer, DType, Encoder, Lease, Result};
 
@@ -40,12 +41,14 @@ pub(crate) struct Forward<'a> {
     inner: &'a Inner,
     encoder: &'a mut Encoder,
     seq_len: usize,
+    /// Whether norms, gates and residual additions are part of the products: then rows are never normalised by themselves.
+    fused: bool,
     temporaries: Vec<Lease>,
 }
 
 impl<'a> Forward<'a> {
     pub(crate) fn new(inner: &'a Inner, encoder: &'a mut Encoder, seq_len: usize) -> Forward<'a> {
-        Forward { inner, encoder, seq_len, temporaries: Vec::new() }
+        Forward { inner, encoder, seq_len, fused: seq_len == 1 && inner.weights.fused, temporaries: Vec::new() }
     }
 
     /// The temporaries, which must outlive every run of what was recorded.
@@ -80,34 +83,35 @@ impl<'a> Forward<'a> {
     pub(crate) fn run(&mut self, step: &Step<'_>, caches: &[(Buffer, Buffer)], logits: &Buffer, rows: usize) -> Result<()> {
         let (inner, c) = (self.inner, &self.inner.config);
         let w = &inner.weights;
-        let h = self.temporary(c.hidden)?;
-        let normed = self.temporary(c.hidden)?;
-        let branch = self.temporary(c.hidden)?;
-        let scratch = Scratch {
+        let s = Scratch {
+            h: self.temporary(c.hidden)?,
+            normed: self.temporary(c.hidden)?,
+            branch: self.temporary(c.hidden)?,
             qkv: self.temporaries([c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim])?,
             attended: self.temporary(c.n_heads * c.head_dim)?,
             gate_up: self.temporaries([c.ffn, c.ffn])?,
         };
-        GetRows { table: &w.embedding, ids: step.ids, out: &h, scale: 1.0 }.encode(self.encoder)?;
+        GetRows { table: &w.embedding, ids: step.ids, out: &s.h, scale: 1.0 }.encode(self.encoder)?;
         let Some(first) = w.blocks.first() else {
             return Err(kernelry::Error::invalid("forward", "blocks: got none, expected at least one"));
         };
-        RmsNorm { x: &h, weight: &first.attn_norm, out: &normed, eps: c.rms_eps }.encode(self.encoder)?;
-        for (i, (block, (keys, values))) in w.blocks.iter().zip(caches).enumerate() {
-            self.attention(block, step, keys, values, &normed, &scratch, &branch)?;
-            self.residual(&h, &branch, &block.ffn_norm, &normed)?;
-            self.linears([&block.gate, &block.up], block.gate_up.as_ref(), &normed, &scratch.gate_up)?;
-            let [gate, up] = &scratch.gate_up.parts;
-            SiluMul { gate, up, out: gate }.encode(self.encoder)?;
-            self.linear(&block.down, gate, &branch)?;
-            let next_norm = w.blocks.get(i + 1).map_or(&w.output_norm, |next| &next.attn_norm);
-            self.residual(&h, &branch, next_norm, &normed)?;
+        if !self.fused {
+            RmsNorm { x: &s.h, weight: &first.attn_norm, out: &s.normed, eps: c.rms_eps }.encode(self.encoder)?;
         }
-        let last = normed.rows(self.seq_len - rows, rows)?;
-        self.linear(&w.output, &last, logits)
+        for (i, (block, (keys, values))) in w.blocks.iter().zip(caches).enumerate() {
+            self.attention(block, step, keys, values, &s)?;
+            self.add(&block.o, &s.attended, &block.ffn_norm, &s)?;
+            let [gate, _] = &s.gate_up.parts;
+            self.gate(block, &s)?;
+            let next_norm = w.blocks.get(i + 1).map_or(&w.output_norm, |next| &next.attn_norm);
+            self.add(&block.down, gate, next_norm, &s)?;
+        }
+        let last = |x: &Buffer| x.rows(self.seq_len - rows, rows);
+        let s = Scratch { h: last(&s.h)?, normed: last(&s.normed)?, ..s };
+        self.project(&w.output, &w.output_norm, &s, logits)
     }
 
-    fn linear(&mut self, weight: &kernelry::ops::linear::Weight, x: &Buffer, out: &Buffer) -> Result<()> {
+    fn linear(&mut self, weight: &Weight, x: &Buffer, out: &Buffer) -> Result<()> {
         // The math mode is for products alone: nothing else has a fast form.
         self.encoder.set_math(self.inner.options.math);
         let done = Linear { weight, x, out }.encode(self.encoder);
@@ -115,21 +119,52 @@ impl<'a> Forward<'a> {
         done
     }
 
-    /// Products of one input. For one token, the matrices that are stacked take one launch.
-    fn linears<const N: usize>(
+    /// `out = weight · (rms(h) · norm)`.
+    fn project(&mut self, weight: &Weight, norm: &Buffer, s: &Scratch, out: &Buffer) -> Result<()> {
+        if !self.fused {
+            return self.linear(weight, &s.normed, out);
+        }
+        NormLinear { weight, x: &s.h, norm, eps: self.inner.config.rms_eps, gated: false, out }.encode(self.encoder)
+    }
+
+    /// Products of one normalised input. For one token, the matrices that are stacked take one launch.
+    fn projections<const N: usize>(
         &mut self,
-        weights: [&kernelry::ops::linear::Weight; N],
+        weights: [&Weight; N],
         stack: Option<&Stack>,
-        x: &Buffer,
+        norm: &Buffer,
+        s: &Scratch,
         out: &Outputs<N>,
     ) -> Result<()> {
         let stack = stack.filter(|_| self.seq_len == 1);
         if let Some(stack) = stack {
             let rows = stack.weight.rows();
-            self.linear(&stack.weight, x, &out.whole.slice(0, rows)?.reshape(&[1, rows])?)?;
+            self.project(&stack.weight, norm, s, &out.whole.slice(0, rows)?.reshape(&[1, rows])?)?;
         }
         let done = stack.map_or(0, |stack| stack.count);
-        weights.iter().zip(&out.parts).skip(done).try_for_each(|(weight, out)| self.linear(weight, x, out))
+        weights.iter().zip(&out.parts).skip(done).try_for_each(|(weight, out)| self.project(weight, norm, s, out))
+    }
+
+    /// `gate = silu(Wgate · m) ⊙ Wup · m`.
+    fn gate(&mut self, block: &Block, s: &Scratch) -> Result<()> {
+        let ([gate, up], norm) = (&s.gate_up.parts, &block.ffn_norm);
+        if let (true, Some(stack)) = (self.fused, &block.gate_up) {
+            return NormLinear { weight: &stack.weight, x: &s.h, norm, eps: self.inner.config.rms_eps, gated: true, out: gate }
+                .encode(self.encoder);
+        }
+        self.projections([&block.gate, &block.up], block.gate_up.as_ref(), norm, s, &s.gate_up)?;
+        SiluMul { gate, up, out: gate }.encode(self.encoder)
+    }
+
+    /// `h += weight · x`, and the row normalised for the products that follow.
+    fn add(&mut self, weight: &Weight, x: &Buffer, norm: &Buffer, s: &Scratch) -> Result<()> {
+        let (h, branch) = (&s.h, &s.branch);
+        if self.fused {
+            return LinearAdd { weight, x, residual: h, out: h }.encode(self.encoder);
+        }
+        self.linear(weight, x, branch)?;
+        let eps = self.inner.config.rms_eps;
+        FusedResidualNorm { residual: h, x: branch, weight: norm, out: &s.normed, sum_out: Some(h), scale: None, eps }.encode(self.encoder)
     }
 
     fn bias(&mut self, p: &Projection, out: &Buffer) -> Result<()> {
@@ -139,26 +174,11 @@ impl<'a> Forward<'a> {
         }
     }
 
-    /// `h += branch`, and `normed = rms(h) · weight`.
-    fn residual(&mut self, h: &Buffer, branch: &Buffer, weight: &Buffer, normed: &Buffer) -> Result<()> {
-        let eps = self.inner.config.rms_eps;
-        FusedResidualNorm { residual: h, x: branch, weight, out: normed, sum_out: Some(h), scale: None, eps }.encode(self.encoder)
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn attention(
-        &mut self,
-        block: &Block,
-        step: &Step<'_>,
-        keys: &Buffer,
-        values: &Buffer,
-        normed: &Buffer,
-        s: &Scratch,
-        out: &Buffer,
-    ) -> Result<()> {
+    /// Everything of attention but the product with its results.
+    fn attention(&mut self, block: &Block, step: &Step<'_>, keys: &Buffer, values: &Buffer, s: &Scratch) -> Result<()> {
         let c = &self.inner.config;
         let projections = [&block.q, &block.k, &block.v];
-        self.linears(projections.map(|p| &p.weight), block.qkv.as_ref(), normed, &s.qkv)?;
+        self.projections(projections.map(|p| &p.weight), block.qkv.as_ref(), &block.attn_norm, s, &s.qkv)?;
         for (projection, out) in projections.iter().zip(&s.qkv.parts) {
             self.bias(projection, out)?;
         }
@@ -180,9 +200,7 @@ impl<'a> Forward<'a> {
         }
         let attended = heads(&s.attended, c.n_heads)?;
         let scale = 1.0 / (c.head_dim as f32).sqrt();
-        Attention { q: &q, k: keys, v: values, out: &attended, kv_seq_len: step.keys, scale, window: 0, softcap: 0.0 }
-            .encode(self.encoder)?;
-        self.linear(&block.o, &s.attended, out)
+        Attention { q: &q, k: keys, v: values, out: &attended, kv_seq_len: step.keys, scale, window: 0, softcap: 0.0 }.encode(self.encoder)
     }
 
     /// Rotates every head of `x` in place, after its norm where the model has one.
@@ -201,6 +219,12 @@ fn rope_style(c: &ModelConfig) -> RopeStyle {
 
 /// Temporaries of a block, reused by every block.
 struct Scratch {
+    /// The residual stream.
+    h: Buffer,
+    /// It normalised, unless the products do that.
+    normed: Buffer,
+    /// What is to be added to it, unless the products do that.
+    branch: Buffer,
     qkv: Outputs<3>,
     attended: Buffer,
     gate_up: Outputs<2>,

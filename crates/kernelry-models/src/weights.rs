@@ -2,6 +2,7 @@
 
 use kernelry::gguf::GgufFile;
 use kernelry::ops::linear::Weight;
+use kernelry::ops::quantized::{LinearAdd, NormLinear};
 use kernelry::{Buffer, Context, Error, Result};
 
 use crate::config::{Architecture, ModelConfig};
@@ -21,6 +22,13 @@ pub(crate) struct Block {
     pub(crate) up: Weight,
     pub(crate) gate_up: Option<Stack>,
     pub(crate) down: Weight,
+}
+
+impl Block {
+    fn fuses(&self, ctx: &Context) -> bool {
+        let normed = [&self.q.weight, &self.k.weight, &self.v.weight, &self.gate, &self.up];
+        normed.iter().all(|w| NormLinear::supports(ctx, w)) && [&self.o, &self.down].iter().all(|w| LinearAdd::supports(ctx, w))
+    }
 }
 
 /// The first `count` of the matrices that take one input, one below the other in the memory that they share with their own views: one launch for a
@@ -45,6 +53,8 @@ pub(crate) struct Weights {
     pub(crate) output: Weight,
     /// Divisors of the rotary angles, one a pair.
     pub(crate) rope_factors: Option<Buffer>,
+    /// Whether the device multiplies all of them by one row in one launch with the norm before or the addition behind.
+    pub(crate) fused: bool,
     /// Bytes of all matrices, for reports.
     pub(crate) bytes: u64,
     /// Number of weights.
@@ -171,6 +181,7 @@ impl Weights {
         };
         let rope_factors = loader.optional_vector("rope_freqs.weight", config.head_dim / 2)?;
         let (bytes, parameters) = (loader.bytes, loader.parameters);
-        Ok(Weights { embedding, blocks, output_norm, output, rope_factors, bytes, parameters })
+        let fused = blocks.iter().all(|block| block.fuses(ctx)) && NormLinear::supports(ctx, &output);
+        Ok(Weights { embedding, blocks, output_norm, output, rope_factors, fused, bytes, parameters })
     }
 }

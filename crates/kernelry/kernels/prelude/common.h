@@ -63,6 +63,11 @@ KN_FN uint kn_byte(uint w, uint i) { return (w >> (8 * i)) & 0xffu; }
 KN_FN int kn_sbyte(uint w, uint i) { return ((int)(w << (24 - 8 * i))) >> 24; }
 KN_FN uint kn_nibble(uint w, uint i) { return (w >> (4 * i)) & 0xfu; }
 
+// Says that 128 bytes around the address will be read soon; does nothing where a target has no such thing.
+#ifndef KN_HAS_PREFETCH
+KN_FN void kn_prefetch(KN_GLOBAL const void*) {}
+#endif
+
 // Warp reductions: every lane of the warp takes part and every lane gets the same bits.
 KN_FN float kn_warp_sum(float v) { for (uint o = KN_WARP / 2; o; o >>= 1) v += kn_shfl_xor(v, o); return v; }
 KN_FN uint kn_warp_sum(uint v) { for (uint o = KN_WARP / 2; o; o >>= 1) v += kn_shfl_xor(v, o); return v; }

@@ -145,6 +145,8 @@ KN_FN void kn_async_copy16(KN_LOCAL void* dst, KN_GLOBAL const void* src) {
 KN_FN void kn_async_copy16_shared(KN_LOCAL void* dst, KN_GLOBAL const void* src) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"((uint)__cvta_generic_to_shared(dst)), "l"(src) : "memory");
 }
+#define KN_HAS_PREFETCH 1
+KN_FN void kn_prefetch(KN_GLOBAL const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 KN_FN void kn_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <uint N> KN_FN void kn_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 

@@ -2,7 +2,8 @@
 // KN_WARP_32_ONLY: see rows.h.
 //
 // The products of few rows by name. mul_mv: any number of input rows and batches over shared matrices, two rows at a time; a row's result does
-// not depend on the others. mul_mv_ext: 2 to 8 rows with one matrix, all of them in one pass over the weights.
+// not depend on the others. mul_mv_ext: 2 to 8 rows with one matrix, all of them in one pass over the weights. fused_norm_mul_mv and
+// fused_mul_mv_add: one row with what stands before and behind the product where a model decodes, which saves a launch each.
 
 // Warps of a block, slices that fly, tiles between two sums, words of threadgroup memory. Where there is much of that, a block stays on each
 // multiprocessor, and mul_mv leaves some for small kernels that run at the same time.
@@ -23,31 +24,35 @@
 #define MUL_MV_EXT_WORDS 24576
 #endif
 #define MUL_MV_SHAPE(F) 8, MUL_MV_STAGES(F), 4, MUL_MV_WORDS
+#define MUL_MV_FUSED_SHAPE(F) 8, (F::STRIDE > 240 && MUL_MV_STAGES(F) == 2 && MUL_MV_WORDS < 32768 ? 1 : MUL_MV_STAGES(F)), 4, MUL_MV_WORDS
 #define MUL_MV_EXT_SHAPE(F) MUL_MV_EXT_WARPS, MUL_MV_EXT_STAGES, 1, MUL_MV_EXT_WORDS
-#define MUL_MV_KERNEL(NAME, WARPS, BLOCKS, WORDS, P)                                                             \
+#define MUL_MV_KERNEL(NAME, WARPS, BLOCKS, WORDS, P, ...)                                                        \
   KN_DYNAMIC_SHARED(NAME, 4 * (WORDS));                                                                          \
   KN_RESIDENT(NAME, 32 * (WARPS), 1);                                                                            \
   KN_CHAINED(NAME, 1);                                                                                           \
-  KN_KERNEL_BLOCKS(NAME, 32 * (WARPS), BLOCKS, P, KN_IN_ALIAS(0, uchar, w), KN_IN_ALIAS(1, float, x), KN_OUT(2, float, y)) { \
+  KN_KERNEL_BLOCKS(NAME, 32 * (WARPS), BLOCKS, P, KN_IN_ALIAS(0, uchar, w), KN_IN_ALIAS(1, float, x), __VA_ARGS__) { \
     KN_LOCAL uint* shared = (KN_LOCAL uint*)kn_dynamic_shared; KN_CHAIN_NEXT;
-#define MUL_MV_BEGIN(NAME) MUL_MV_KERNEL(NAME, 8, MUL_MV_BLOCKS, MUL_MV_WORDS, MulMvParams)
-#define MUL_MV_EXT_BEGIN(NAME) MUL_MV_KERNEL(NAME, MUL_MV_EXT_WARPS, 1, MUL_MV_EXT_WORDS, MulMvExtParams)
+#define MUL_MV_BEGIN(NAME, P, ...) MUL_MV_KERNEL(NAME, 8, MUL_MV_BLOCKS, MUL_MV_WORDS, P, __VA_ARGS__)
+#define MUL_MV_FUSED_BEGIN(NAME, P, ...) MUL_MV_BEGIN(NAME, P, __VA_ARGS__)
+#define MUL_MV_EXT_BEGIN(NAME) MUL_MV_KERNEL(NAME, MUL_MV_EXT_WARPS, 1, MUL_MV_EXT_WORDS, MulMvExtParams, KN_OUT(2, float, y))
 #else
 #define MUL_MV_SHAPE(F) 2, 1, 1, 8192
+#define MUL_MV_FUSED_SHAPE(F) 1, 1, 2, 8192
 #define MUL_MV_EXT_SHAPE(F) 2, 1, 1, 8192
-#define MUL_MV_KERNEL(NAME, P)                                                          \
-  KN_RESIDENT(NAME, 64, 2);                                                             \
-  KN_KERNEL(NAME, 64, P, KN_IN(0, uchar, w), KN_IN(1, float, x), KN_OUT(2, float, y)) { \
+#define MUL_MV_KERNEL(NAME, WARPS, P, ...)                                                         \
+  KN_RESIDENT(NAME, 32 * (WARPS), 2);                                                              \
+  KN_KERNEL(NAME, 32 * (WARPS), P, KN_IN(0, uchar, w), KN_IN(1, float, x), __VA_ARGS__) {          \
     KN_SHARED(uint, shared, 8192);
-#define MUL_MV_BEGIN(NAME) MUL_MV_KERNEL(NAME, MulMvParams)
-#define MUL_MV_EXT_BEGIN(NAME) MUL_MV_KERNEL(NAME, MulMvExtParams)
+#define MUL_MV_BEGIN(NAME, P, ...) MUL_MV_KERNEL(NAME, 2, P, __VA_ARGS__)
+#define MUL_MV_FUSED_BEGIN(NAME, P, ...) MUL_MV_KERNEL(NAME, 1, P, __VA_ARGS__)
+#define MUL_MV_EXT_BEGIN(NAME) MUL_MV_KERNEL(NAME, 2, MulMvExtParams, KN_OUT(2, float, y))
 #endif
 
 #define MUL_MV_WITH(F, ONE)                                                                                                  \
   rows_product<F, MUL_MV_SHAPE(F), 1, ONE>(w + at, x + row * p.k, y + row * p.n, kn_min(p.m - m0, 2u), p.n, p.k, KN_GROUP_X, \
-                                           KN_GROUPS_X, shared, KN_THREAD_X, KN_LANE, KN_WARP_ID)
+                                           KN_GROUPS_X, shared, KN_THREAD_X, KN_LANE, KN_WARP_ID, 0, x, 0, x)
 #define MUL_MV(NAME, F)                                                          \
-  MUL_MV_BEGIN(NAME)                                                             \
+  MUL_MV_BEGIN(NAME, MulMvParams, KN_OUT(2, float, y))                           \
     const ulong matrix = (ulong)(p.k / F::LEN) * F::BYTES * p.n;                 \
     const uint passes = kn_cdiv(p.m, 2), batches = p.ne12 * p.ne13;              \
     for (ulong i = KN_GROUP_Y; i < (ulong)passes * batches; i += KN_GROUPS_Y) {  \
@@ -70,7 +75,7 @@
 
 #define MUL_MV_EXT_WITH(F, NT)                                                                                                     \
   rows_product<F, MUL_MV_EXT_SHAPE(F), NT, false>(w, x + row * p.k, y + row * p.n, p.m, p.n, p.k, KN_GROUP_X, KN_GROUPS_X, shared, \
-                                                  KN_THREAD_X, KN_LANE, KN_WARP_ID)
+                                                  KN_THREAD_X, KN_LANE, KN_WARP_ID, 0, x, 0, x)
 #define MUL_MV_EXT(NAME, F)                                    \
   MUL_MV_EXT_BEGIN(NAME)                                       \
     for (uint z = KN_GROUP_Y; z < p.batch; z += KN_GROUPS_Y) { \
@@ -84,4 +89,15 @@
         MUL_MV_EXT_WITH(F, 4);                                 \
       }                                                        \
     }                                                          \
+  }
+
+#define MUL_MV_FUSED_WITH(F, WITH, NORM, EPS, RESIDUAL)                                                                    \
+  rows_product<F, MUL_MV_FUSED_SHAPE(F), 1, true>(w, x, y, 1, p.n, p.k, KN_GROUP_X, KN_GROUPS_X, shared, KN_THREAD_X, KN_LANE, \
+                                                  KN_WARP_ID, WITH, NORM, EPS, RESIDUAL)
+#define MUL_MV_FUSED(NORM_NAME, ADD_NAME, F)                                                          \
+  MUL_MV_FUSED_BEGIN(NORM_NAME, MulMvNormParams, KN_IN_ALIAS(2, float, norm), KN_OUT(3, float, y))    \
+    MUL_MV_FUSED_WITH(F, ROWS_NORM | (p.gates == 2 ? ROWS_GATED : 0), norm, p.eps, x);                \
+  }                                                                                                   \
+  MUL_MV_FUSED_BEGIN(ADD_NAME, MulMvAddParams, KN_IN_ALIAS(2, float, r), KN_OUT_ALIAS(3, float, y))   \
+    MUL_MV_FUSED_WITH(F, ROWS_ADD, x, 0, r);                                                          \
   }

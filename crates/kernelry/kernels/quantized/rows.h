@@ -13,8 +13,15 @@
 // threadgroup memory (a chunk), and goes through its tiles; with more than one chunk the result is added to what is there. The slices of all
 // its tiles are dealt to the warps like cards. A warp copies the slice of the 16 rows in 16-byte pieces, whatever alignment the format has
 // there, STAGES slices ahead of use. The warps' sums meet in threadgroup memory after every BATCH tiles, and are added in the order of the warps.
+//
+// Around it, as `with` says: ROWS_NORM multiplies the input by the weights of an RMS norm, and results by the factor that normalises the row;
+// ROWS_GATED takes the matrices of a gate and of what it gates, 2 n rows, tiles of both in turn, and gives silu(gate) * up; ROWS_ADD adds a
+// residual. The first two are for rows that are one chunk, and ROWS_GATED for an even BATCH.
 
 #define ROWS_TILE 16u
+#define ROWS_NORM 1u
+#define ROWS_GATED 2u
+#define ROWS_ADD 4u
 // Words of one input row in a group, and in a slice of 256 values; a slice has the largest magnitude's inverse and eight sums too.
 #define ROWS_GROUP 24u
 #define ROWS_OF(NT, ONE) ((ONE) ? 1u : 2u * (NT))
@@ -137,21 +144,41 @@ KN_FN void rows_convert(float4 a, float4 b, KN_LOCAL uint* to, KN_LOCAL float* s
   if (lane == 0) *inverse_to = inverse;
 }
 
+// First weight row of the block's own tile `tile`, and how many rows it has.
+KN_FN uint rows_begin(uint tile, uint first, uint step, uint n, uint with, KN_PRIVATE uint& rows) {
+  const uint n0 = (first + (with & ROWS_GATED ? tile / 2 : tile) * step) * ROWS_TILE;
+  rows = kn_min(ROWS_TILE, n - n0);
+  return with & ROWS_GATED && tile % 2 ? n0 + n : n0;
+}
+
+// What the warps have of an element of a tile, whose first slice warp `warp0` of W has: `apart` words from one warp to the next.
+template <uint W> KN_FN float rows_sum(KN_LOCAL const float* at, uint apart, uint warp0, uint slices) {
+  float all = 0;
+  KN_UNROLL for (uint v = 0; v < W; ++v) {
+    if ((v >= warp0 ? v - warp0 : v + W - warp0) < slices) all += at[v * apart];
+  }
+  return all;
+}
+
 // The weights are at `w`; input rows are packed, `m` of them, at most 2 NT. The block takes the tiles `first`, `first + step`, ... Every thread
-// of the block calls; a barrier comes before the next call. W warps, WORDS of threadgroup memory.
+// of the block calls; a barrier comes before the next call. W warps, WORDS of threadgroup memory. `norm`, `eps` and `residual` are used as `with`
+// says, and any pointer otherwise.
 template <class F, uint W, uint STAGES, uint BATCH, uint WORDS, uint NT, bool ONE>
 KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_GLOBAL float* y, uint m, uint n, uint k, uint first, uint step,
-                        KN_LOCAL uint* shared, uint tid, uint lane, uint warp) {
+                        KN_LOCAL uint* shared, uint tid, uint lane, uint warp, uint with, KN_GLOBAL const float* norm, float eps,
+                        KN_GLOBAL const float* residual) {
   const uint ROWS = ROWS_OF(NT, ONE), SLICE = ROWS_SLICE(NT, ONE), OWN = ONE ? 1 : 2, AHEAD = 4;
   const uint CHUNK = ROWS_CHUNK(F, W, STAGES, BATCH, NT, ONE, WORDS), SLICE_BYTES = 8 / F::GROUPS * F::BYTES;
   static_assert(WORDS > W * ROWS_RING(F, STAGES) + ROWS_SUMS(W, BATCH, NT, ONE) + 2 * ROWS_SLICE(NT, ONE) + 32 + 9 * ROWS_OF(NT, ONE), "room for a slice");
   const uint groups = k / 32, all_slices = kn_cdiv(groups, 8), row_bytes = groups / F::GROUPS * F::BYTES;
-  const uint tiles = kn_cdiv(n, ROWS_TILE), count = first < tiles ? kn_cdiv(tiles - first, step) : 0;
+  const uint tiles = kn_cdiv(n, ROWS_TILE), by = with & ROWS_GATED ? 1 : 0;
+  const uint count = first < tiles ? kn_cdiv(tiles - first, step) << by : 0;
   const uint r = lane / 4, t = lane % 4;
   KN_LOCAL uchar* ring = (KN_LOCAL uchar*)(shared + warp * ROWS_RING(F, STAGES));
   KN_LOCAL float* red = (KN_LOCAL float*)(shared + W * ROWS_RING(F, STAGES));
   KN_LOCAL uint* ones = (KN_LOCAL uint*)red + ROWS_SUMS(W, BATCH, NT, ONE);
-  KN_LOCAL uint* xs = ones + SLICE + 32;  // in the same banks
+  KN_LOCAL float* squares = (KN_LOCAL float*)(ones + SLICE + 8);  // of each warp
+  KN_LOCAL uint* xs = ones + SLICE + 32;                          // in the same banks
   KN_LOCAL float* sums = (KN_LOCAL float*)(xs + CHUNK * SLICE);
   KN_LOCAL float* inverses = sums + CHUNK * ROWS * 8;
   for (uint i = tid; i < SLICE + 8; i += 32 * W) ones[i] = 0x01010101u;
@@ -161,7 +188,8 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
   const bool counts = r % 4 == 3;
   // Even lanes have the sums of mid and high, which count 2^8, odd ones of low and the ones.
   const float unit = (t % 2 ? 1.0f : 256.0f) / (float)(1 << F::SHIFT);
-  const bool even16 = kn_aligned(w, 16) && row_bytes % 16 == 0, vector = kn_aligned(x, 16) && k % 4 == 0;
+  const bool even16 = kn_aligned(w, 16) && row_bytes % 16 == 0, vector = kn_aligned(x, 16) && kn_aligned(norm, 16) && k % 4 == 0;
+  float square = 0, unnorm = 1;
 
   KN_NO_UNROLL for (uint chunk = 0; chunk < all_slices; chunk += CHUNK) {
     const uint slices = kn_min(CHUNK, all_slices - chunk), more_tiles = W / slices, more_slices = W % slices;
@@ -169,16 +197,20 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
     uint tile = warp / slices, slice = warp % slices, next_tile = tile, next_slice = slice, stage = 0;
 #define ROWS_FETCH(stage)                                                                                                             \
   if (next_tile < count) {                                                                                                            \
-    const uint n0 = (first + next_tile * step) * ROWS_TILE, from = (chunk + next_slice) * SLICE_BYTES, last = kn_min(ROWS_TILE, n - n0) - 1; \
+    uint rows;                                                                                                                        \
+    const uint n0 = rows_begin(next_tile, first, step, n, with, rows), from = (chunk + next_slice) * SLICE_BYTES;                     \
     const ulong begin = (ulong)n0 * row_bytes + from;                                                                                 \
     rows_copy<F>(ring + (stage) * (ROWS_TILE * F::STRIDE), w + begin, (uint)begin & 15, row_bytes, kn_min(SLICE_BYTES, row_bytes - from), \
-                 even16 && last == ROWS_TILE - 1, last, lane);                                                                        \
+                 even16 && rows == ROWS_TILE, rows - 1, lane);                                                                        \
     next_slice += more_slices;                                                                                                        \
     next_tile += more_tiles + (next_slice >= slices ? 1 : 0);                                                                         \
     next_slice -= next_slice >= slices ? slices : 0;                                                                                  \
   }                                                                                                                                   \
   kn_async_commit();
     KN_UNROLL for (uint i = 0; i < STAGES; ++i) { ROWS_FETCH(i) }
+    if (with & ROWS_NORM) {
+      for (uint i = 32 * tid; i < k; i += 32 * 32 * W) kn_prefetch(norm + i);
+    }
     if (chunk == 0) { KN_CHAIN_WAIT; }  // weights may be read before, activations not
 
     kn_barrier();
@@ -196,6 +228,14 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
             v[i][0] = kn_f4(from[0], from[1], from[2], from[3]);
             v[i][1] = kn_f4(from[16], from[17], from[18], from[19]);
           }
+          if (with & ROWS_NORM) {
+            KN_UNROLL for (uint h = 0; h < 2; ++h) {
+              KN_GLOBAL const float* f = norm + (kx + 16 * h);
+              const float4 u = v[i][h], s = vector ? kn_load4(f) : kn_f4(f[0], f[1], f[2], f[3]);
+              square += u.x * u.x + u.y * u.y + (u.z * u.z + u.w * u.w);
+              v[i][h] = kn_f4(u.x * s.x, u.y * s.y, u.z * s.z, u.w * s.w);
+            }
+          }
         }
       }
       KN_UNROLL for (uint i = 0; i < AHEAD; ++i) {
@@ -206,7 +246,16 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
         }
       }
     }
+    if (with & ROWS_NORM) {
+      square = kn_warp_sum(square);
+      if (lane == 0) squares[warp] = square;
+    }
     kn_barrier();
+    if (with & ROWS_NORM) {
+      square = 0;
+      KN_UNROLL for (uint i = 0; i < W; ++i) square += squares[i];
+      unnorm = kn_rsqrt(square / (float)k + eps);
+    }
 
     float acc[NT][OWN];
     KN_UNROLL for (uint i = 0; i < NT; ++i) KN_UNROLL for (uint j = 0; j < OWN; ++j) acc[i][j] = 0;
@@ -215,12 +264,13 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
       const uint end = kn_min(batch + BATCH, count);
       KN_NO_UNROLL while (tile < end) {
         KN_LOCAL uchar* bytes = ring + stage * (ROWS_TILE * F::STRIDE);
-        const uint n0 = (first + tile * step) * ROWS_TILE, from = (chunk + slice) * SLICE_BYTES, here = kn_min(8u, groups - (chunk + slice) * 8);
+        const uint from = (chunk + slice) * SLICE_BYTES, here = kn_min(8u, groups - (chunk + slice) * 8);
         uint skip0 = from, skip1 = from;
         if (!even16 || F::BYTES % 16 != 0) {
-          const uint last = kn_min(ROWS_TILE, n - n0) - 1;
-          skip0 += (n0 + kn_min(r, last)) * row_bytes;
-          skip1 += (n0 + kn_min(r + 8, last)) * row_bytes;
+          uint rows;
+          const uint n0 = rows_begin(tile, first, step, n, with, rows);
+          skip0 += (n0 + kn_min(r, rows - 1)) * row_bytes;
+          skip1 += (n0 + kn_min(r + 8, rows - 1)) * row_bytes;
         }
         KN_LOCAL const uchar* bytes0 = bytes + r * F::STRIDE + (skip0 & 15);
         KN_LOCAL const uchar* bytes1 = bytes + (r + 8) * F::STRIDE + (skip1 & 15);
@@ -265,17 +315,18 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
         }
       }
       kn_barrier();
-      KN_NO_UNROLL for (uint i = tid; i < (end - batch) * m * ROWS_TILE; i += 32 * W) {
-        const uint of = i / ROWS_TILE / m, row = i / ROWS_TILE % m, column = (first + (batch + of) * step) * ROWS_TILE + i % ROWS_TILE;
-        const uint warp0 = (batch + of) * slices % W;  // has the tile's first slice
-        KN_LOCAL const float* at = meet + of * (W * ROWS_TILE * ROWS) + row * ROWS_TILE + i % ROWS_TILE;
-        float all = 0;
-        KN_UNROLL for (uint v = 0; v < W; ++v) {
-          if ((v >= warp0 ? v - warp0 : v + W - warp0) < slices) all += at[v * (ROWS_TILE * ROWS)];
+      KN_NO_UNROLL for (uint i = tid; i < ((end - batch) >> by) * m * ROWS_TILE; i += 32 * W) {
+        const uint of = i / ROWS_TILE / m, row = i / ROWS_TILE % m, column = (first + ((batch >> by) + of) * step) * ROWS_TILE + i % ROWS_TILE;
+        const uint apart = ROWS_TILE * ROWS, place = row * ROWS_TILE + i % ROWS_TILE, own = of << by;
+        float all = unnorm * rows_sum<W>(meet + (own * W * apart + place), apart, (batch + own) * slices % W, slices);
+        if (with & ROWS_GATED) {
+          const float up = unnorm * rows_sum<W>(meet + ((own + 1) * W * apart + place), apart, (batch + own + 1) * slices % W, slices);
+          all = all * (1.0f / (1.0f + kn_exp(-all))) * up;
         }
         if (column < n) {
-          KN_GLOBAL float* to = y + (ulong)row * n + column;
-          *to = chunk == 0 ? all : *to + all;
+          const ulong at = (ulong)row * n + column;
+          if (with & ROWS_ADD && chunk == 0) all += residual[at];
+          y[at] = chunk == 0 ? all : y[at] + all;
         }
       }
       meet = meet == red ? red + ROWS_SUMS(W, BATCH, NT, ONE) / 2 : red;

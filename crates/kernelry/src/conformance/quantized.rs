@@ -4,7 +4,7 @@ use half::f16;
 
 use super::blocks::{Block, Value};
 use super::{Cases, Input, Reference, Tolerance};
-use crate::ops::quantized::{DequantParams, MulMmParams, MulMvExtParams, MulMvParams};
+use crate::ops::quantized::{DequantParams, MulMmParams, MulMvAddParams, MulMvExtParams, MulMvNormParams, MulMvParams};
 use crate::registry::{ConstantValue, Math};
 
 /// How a kernel may round its operands before it multiplies.
@@ -175,6 +175,47 @@ pub(crate) fn mul_mv_ext(r: &mut Reference<'_>) {
     r.expect_each("out", expected);
 }
 
+pub(crate) fn fused_norm(r: &mut Reference<'_>) {
+    let p: MulMvNormParams = r.params();
+    let (x, norm) = (r.f64s("x"), r.f64s("norm"));
+    let weights = Weights {
+        block: Block::of_kernel(r.kernel()),
+        k: p.k as usize,
+        values: decode_f32(r, Block::of_kernel(r.kernel())),
+        class: Class::F32,
+    };
+    let size = (x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64 + f64::from(p.eps)).sqrt();
+    let input: Vec<f64> = x.iter().zip(&norm).map(|(x, norm)| x / size * norm).collect();
+    let mut all = Vec::new();
+    product(&weights, (p.gates * p.n) as usize, &[&input], false, &mut all);
+    if p.gates == 2 {
+        let (gates, ups) = all.split_at(p.n as usize);
+        all = gates.iter().zip(ups).map(|((gate, dg), (up, du))| gated(*gate, dg.abs, *up, du.abs)).collect();
+    }
+    r.expect_each("out", all);
+}
+
+/// silu(gate) · up of operands with these errors; the slope of silu is below 1.1 everywhere.
+fn gated(gate: f64, gate_error: f64, up: f64, up_error: f64) -> (f64, Tolerance) {
+    let silu = gate / (1.0 + (-gate).exp());
+    let error = 1.1 * gate_error * (up.abs() + up_error) + silu.abs() * up_error;
+    (silu * up, Tolerance::abs(error + 2e-6 * (silu * up).abs()))
+}
+
+pub(crate) fn fused_add(r: &mut Reference<'_>) {
+    let p: MulMvAddParams = r.params();
+    let weights = Weights {
+        block: Block::of_kernel(r.kernel()),
+        k: p.k as usize,
+        values: decode_f32(r, Block::of_kernel(r.kernel())),
+        class: Class::F32,
+    };
+    let mut all = Vec::new();
+    product(&weights, p.n as usize, &[&r.f64s("x")], false, &mut all);
+    let sums = all.into_iter().zip(r.f64s("residual")).map(|((y, error), r)| (y + r, Tolerance::abs(error.abs + 1e-6 * r.abs())));
+    r.expect_each("out", sums.collect());
+}
+
 pub(crate) fn dequant(r: &mut Reference<'_>) {
     let values = decode_f32(r, Block::of_kernel(r.kernel()));
     r.expect("out", values.into_iter().map(|v| v.w), Tolerance::EXACT);
@@ -261,6 +302,42 @@ pub(crate) fn mul_mv_cases(c: &mut Cases) {
     for m in [4, 8] {
         c.bench(format!("m={m} n=14336 k=4096"), MulMvParams::single(m, 14336, 4096)).input("weight", block.random()).on_gpus();
     }
+}
+
+pub(crate) fn fused_norm_cases(c: &mut Cases) {
+    let block = Block::of_kernel(c.kernel());
+    let unit = block.len() as u32;
+    for (i, (_, n, k)) in sizes(c, block, &[1]).into_iter().enumerate() {
+        let p = MulMvNormParams { n, k, gates: 1 + i as u32 % 2, eps: 1e-5 };
+        c.add(format!("n={n} k={k} gates={}", p.gates), p).input("weight", block.random());
+    }
+    let gated = |n, k| MulMvNormParams { n, k, gates: 2, eps: 1e-6 };
+    c.add("the longest row", gated(3, 8192)).input("weight", block.random());
+    c.add("gates of many tiles", gated(1100, unit)).input("weight", block.random());
+    c.add("edge scales", gated(33, 3 * unit)).input("weight", block.edges());
+    c.add("zeros", gated(3, unit)).input("weight", block.random()).input("x", Input::Values(vec![0.0]));
+    c.add("large activations", gated(9, 2 * unit)).input("weight", block.random()).input("x", Input::Uniform(-1e15, 1e15));
+    c.add("NaN", MulMvNormParams { gates: 1, ..gated(9, 2 * unit) })
+        .input("weight", block.random())
+        .input("x", Input::Values(vec![1.0, f64::NAN, 2.0]));
+    c.bench("n=14336 k=4096 gates=1", MulMvNormParams { gates: 1, ..gated(14336, 4096) }).input("weight", block.random()).on_gpus();
+    c.bench("n=14336 k=4096 gates=2", gated(14336, 4096)).input("weight", block.random()).on_gpus();
+}
+
+pub(crate) fn fused_add_cases(c: &mut Cases) {
+    let block = Block::of_kernel(c.kernel());
+    let unit = block.len() as u32;
+    for (_, n, k) in sizes(c, block, &[1]) {
+        c.add(format!("n={n} k={k}"), MulMvAddParams { n, k }).input("weight", block.random());
+    }
+    c.add("a row of several chunks", MulMvAddParams { n: 17, k: 25 * 1024 }).input("weight", block.random());
+    c.add("in place", MulMvAddParams { n: 65, k: 3 * unit }).input("weight", block.random()).in_place("out", "residual");
+    c.add("exact", MulMvAddParams { n: 17, k: 3 * unit })
+        .input("weight", block.integers())
+        .input("x", Input::Integers(-4, 4))
+        .input("residual", Input::Integers(-4, 4))
+        .exact();
+    c.bench("n=4096 k=14336", MulMvAddParams { n: 4096, k: 14336 }).input("weight", block.random()).on_gpus();
 }
 
 pub(crate) fn mul_mv_ext_cases(c: &mut Cases) {

@@ -8,7 +8,7 @@ use crate::conformance::quantized as oracle;
 use crate::kernel_text;
 use crate::registry::ConstantType;
 
-const MUL_MV: Text = kernel_text!("quantized/mul_mv.h");
+pub(super) const MUL_MV: Text = kernel_text!("quantized/mul_mv.h");
 const MUL_MM: Text = kernel_text!("quantized/mul_mm.h");
 const TO_F16: Text = kernel_text!("quantized/to_f16.h");
 
@@ -55,6 +55,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
     list.push(f16_mat_mat());
     list.extend(FORMATS.iter().filter(|f| ["q4_0", "q8_0", "q6_K"].contains(&f.suffix)).map(|f| head_major(Some(f))));
     list.push(head_major(None));
+    list.extend(super::fused::kernels());
     list.extend(super::experts::kernels());
     list
 }

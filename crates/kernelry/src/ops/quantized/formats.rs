@@ -13,6 +13,8 @@ pub(crate) struct Format {
     pub(crate) stack: &'static str,
     /// Shape of one matrix.
     pub(crate) matrix: &'static str,
+    /// Shape of the matrices one below the other, over [`MulMvNormParams`](super::MulMvNormParams).
+    pub(crate) gated: &'static str,
     /// Shape of the matrices of all experts, over [`MulMvIdParams`](super::MulMvIdParams).
     pub(crate) experts: &'static str,
     /// Shape of one matrix over [`Perm021Params`](super::Perm021Params).
@@ -31,6 +33,8 @@ pub(crate) struct Instances {
     pub(crate) mul_mv_nr2: &'static str,
     /// With 2 to 5 rows a pass.
     pub(crate) mul_mv_ext: [&'static str; 4],
+    /// After a norm, and before an addition.
+    pub(crate) mul_mv_fused: &'static str,
     pub(crate) mul_mm: &'static str,
     pub(crate) mul_mm_tensor: &'static str,
     pub(crate) mul_mm_tensor_v2: &'static str,
@@ -51,6 +55,7 @@ macro_rules! formats {
             suffix: $suffix,
             stack: concat!("ne02*(ne13/r3) n k/", $len, "*", $bytes),
             matrix: concat!("n k/", $len, "*", $bytes),
+            gated: concat!("gates*n k/", $len, "*", $bytes),
             experts: concat!("(n_experts-1)*expert_stride+n*(k/", $len, "*", $bytes, ")"),
             head_major: concat!("n n_heads*head_dim/", $len, "*", $bytes),
             nr2: $nr2,
@@ -64,6 +69,9 @@ macro_rules! formats {
                     instance!("MUL_MV_EXT", "kernel_mul_mv_ext_", $suffix, "_f32_r1_4", $ty),
                     instance!("MUL_MV_EXT", "kernel_mul_mv_ext_", $suffix, "_f32_r1_5", $ty),
                 ],
+                mul_mv_fused: concat!(
+                    "MUL_MV_FUSED(fused_norm_mul_mv_", $suffix, "_f32, fused_mul_mv_add_", $suffix, "_f32, Blk", stringify!($ty), ")"
+                ),
                 mul_mm: instance!("MUL_MM", "kernel_mul_mm_", $suffix, "_f32", $ty),
                 mul_mm_tensor: instance!("MUL_MM_HALF", "kernel_mul_mm_", $suffix, "_tensor_f32", $ty),
                 mul_mm_tensor_v2: instance!("MUL_MM_HALF", "kernel_mul_mm_", $suffix, "_tensor_v2_f32", $ty),

@@ -11,11 +11,13 @@
 mod entries;
 mod experts;
 mod formats;
+mod fused;
 mod launcher;
 
 pub(crate) use entries::kernels;
 pub use experts::{ExpertMapParams, MulMmIdParams, MulMvIdParams};
 pub(crate) use formats::{FORMATS, Format};
+pub use fused::{LinearAdd, MulMvAddParams, MulMvNormParams, NormLinear};
 pub use launcher::QuantizedMatmul;
 
 crate::params! {
