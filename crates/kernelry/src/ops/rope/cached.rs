@@ -1,7 +1,7 @@
 //! The rotation of one token fused with the write into the caches: what a decode step does between its projections and its attention.
 
 use super::{F16, F32, RopeStyle, TEXT, U32, check_dims, heads_of, oracle, rotation_launch};
-use crate::catalogue::{Family, Kernel, StepU32};
+use crate::catalogue::{Family, Geometry, Kernel, StepU32};
 use crate::ops::kv_cache::KvCacheWrite;
 use crate::ops::{size, unsupported};
 use crate::{Buffer, DType, Encoder, Error, Result};
@@ -41,12 +41,18 @@ fn heads(p: &RopeCachedParams) -> u32 {
     p.n_heads.saturating_add(p.n_kv_heads.saturating_mul(2))
 }
 
+/// One head a thread: what counts is how long the longest thread takes.
+fn cached_launch(heads: u32, head_dim: u32) -> Geometry {
+    let Geometry { groups: [x, _, z], threads } = rotation_launch(1, heads, head_dim);
+    Geometry { groups: [x, heads.div_ceil(threads[1]).clamp(1, 65_535), z], threads }
+}
+
 pub(super) fn kernels() -> Vec<Kernel> {
     let entry = |(name, cache): (&str, DType)| {
         Kernel::builder(name, Family::Rope, "q and k of one token rotated, k and v written to slot seq_pos of their caches")
             .params::<RopeCachedParams>()
             .check(check)
-            .geometry(|p: &RopeCachedParams| rotation_launch(1, heads(p), p.head_dim))
+            .geometry(|p: &RopeCachedParams| cached_launch(heads(p), p.head_dim))
             .text(TEXT, "")
             .flops(|p: &RopeCachedParams| 3.0 * f64::from(heads(p)) * f64::from(p.rope_dim))
             .input("q", F32, "n_heads head_dim")
