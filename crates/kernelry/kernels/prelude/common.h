@@ -28,8 +28,10 @@ template <class T> KN_FN float kn_round(float v) { return kn_to_f32(kn_from_f32<
 // Pairs of 16-bit values in one word, the first in the lower half.
 KN_FN float2 kn_unpack_f16(uint w) { return kn_f2(kn_f16_to_f32((ushort)(w & 0xffffu)), kn_f16_to_f32((ushort)(w >> 16))); }
 KN_FN float2 kn_unpack_bf16(uint w) { return kn_f2(kn_from_bits(w << 16), kn_from_bits(w & 0xffff0000u)); }
+#ifndef KN_HAS_PACK
 KN_FN uint kn_pack_f16(float a, float b) { return (uint)kn_f32_to_f16(a) | (uint)kn_f32_to_f16(b) << 16; }
 KN_FN uint kn_pack_bf16(float a, float b) { return (uint)kn_f32_to_bf16(a) | (uint)kn_f32_to_bf16(b) << 16; }
+#endif
 template <class T> KN_FN float2 kn_unpack(uint w);
 template <> KN_FN float2 kn_unpack<kn_f16>(uint w) { return kn_unpack_f16(w); }
 template <> KN_FN float2 kn_unpack<kn_bf16>(uint w) { return kn_unpack_bf16(w); }

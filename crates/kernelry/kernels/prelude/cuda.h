@@ -132,6 +132,10 @@ KN_FN ushort kn_f32_to_f16(float v) { ushort r; asm("cvt.rn.f16.f32 %0, %1;" : "
 KN_FN float kn_bf16_to_f32(ushort v) { return __uint_as_float((uint)v << 16); }
 KN_FN ushort kn_f32_to_bf16(float v) { ushort r; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(v)); return r; }
 
+#define KN_HAS_PACK 1
+KN_FN uint kn_pack_f16(float a, float b) { uint r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a)); return r; }
+KN_FN uint kn_pack_bf16(float a, float b) { uint r; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a)); return r; }
+
 // Pairs of f16 in a word: a * b + c with one rounding each. Four bytes out of the eight of (a, b), by the nibbles of `sel` (0..7).
 KN_FN uint kn_fma_h2(uint a, uint b, uint c) { uint r; asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c)); return r; }
 KN_FN uint kn_permute(uint a, uint b, uint sel) { return __byte_perm(a, b, sel); }

@@ -1,7 +1,7 @@
 #include "quantized/rows.h"
 // KN_WARP_32_ONLY: see rows.h.
 //
-// The products of few rows by name. mul_mv: any number of input rows and batches over shared matrices, two rows at a time; a row's result does
+// The products of few rows by name. mul_mv: any number of input rows and batches over shared matrices, four rows at a time; a row's result does
 // not depend on the others. mul_mv_ext: 2 to 8 rows with one matrix, all of them in one pass over the weights. fused_norm_mul_mv and
 // fused_mul_mv_add: one row with what stands before and behind the product where a model decodes, which saves a launch each.
 
@@ -11,21 +11,21 @@
 #if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200  // 227 KiB for a block
 #define MUL_MV_STAGES(F) (F::STRIDE > 240 ? 2 : F::STRIDE > 176 ? 3 : 4)
 #define MUL_MV_BLOCKS 2
-#define MUL_MV_WORDS 36864
+#define MUL_MV_WORDS 40960
 #define MUL_MV_EXT_WARPS 12
-#define MUL_MV_EXT_STAGES 2
+#define MUL_MV_EXT_STAGES(F, NT) (NT == 1 || F::STRIDE <= 208 ? 2 : 1)
 #define MUL_MV_EXT_WORDS 57856
 #else  // 99 KiB or more
 #define MUL_MV_STAGES(F) 2
 #define MUL_MV_BLOCKS 1
 #define MUL_MV_WORDS 24576
 #define MUL_MV_EXT_WARPS 8
-#define MUL_MV_EXT_STAGES 1
+#define MUL_MV_EXT_STAGES(F, NT) 1
 #define MUL_MV_EXT_WORDS 24576
 #endif
 #define MUL_MV_SHAPE(F) 8, MUL_MV_STAGES(F), 4, MUL_MV_WORDS
 #define MUL_MV_FUSED_SHAPE(F) 8, (F::STRIDE > 240 && MUL_MV_STAGES(F) == 2 && MUL_MV_WORDS < 32768 ? 1 : MUL_MV_STAGES(F)), 4, MUL_MV_WORDS
-#define MUL_MV_EXT_SHAPE(F) MUL_MV_EXT_WARPS, MUL_MV_EXT_STAGES, 1, MUL_MV_EXT_WORDS
+#define MUL_MV_EXT_SHAPE(F, NT) MUL_MV_EXT_WARPS, MUL_MV_EXT_STAGES(F, NT), 1, MUL_MV_EXT_WORDS
 #define MUL_MV_KERNEL(NAME, WARPS, BLOCKS, WORDS, P, ...)                                                        \
   KN_DYNAMIC_SHARED(NAME, 4 * (WORDS));                                                                          \
   KN_RESIDENT(NAME, 32 * (WARPS), 1);                                                                            \
@@ -38,7 +38,7 @@
 #else
 #define MUL_MV_SHAPE(F) 2, 1, 1, 8192
 #define MUL_MV_FUSED_SHAPE(F) 1, 1, 2, 8192
-#define MUL_MV_EXT_SHAPE(F) 2, 1, 1, 8192
+#define MUL_MV_EXT_SHAPE(F, NT) 2, 1, 1, 8192
 #define MUL_MV_KERNEL(NAME, WARPS, P, ...)                                                         \
   KN_RESIDENT(NAME, 32 * (WARPS), 2);                                                              \
   KN_KERNEL(NAME, 32 * (WARPS), P, KN_IN(0, uchar, w), KN_IN(1, float, x), __VA_ARGS__) {          \
@@ -49,19 +49,19 @@
 #endif
 
 #define MUL_MV_WITH(F, ONE)                                                                                                  \
-  rows_product<F, MUL_MV_SHAPE(F), 1, ONE>(w + at, x + row * p.k, y + row * p.n, kn_min(p.m - m0, 2u), p.n, p.k, KN_GROUP_X, \
+  rows_product<F, MUL_MV_SHAPE(F), 1, ONE>(w + at, x + row * p.k, y + row * p.n, kn_min(p.m - m0, 4u), p.n, p.k, KN_GROUP_X, \
                                            KN_GROUPS_X, shared, KN_THREAD_X, KN_LANE, KN_WARP_ID, 0, x, 0, x)
 #define MUL_MV(NAME, F)                                                          \
   MUL_MV_BEGIN(NAME, MulMvParams, KN_OUT(2, float, y))                           \
     const ulong matrix = (ulong)(p.k / F::LEN) * F::BYTES * p.n;                 \
-    const uint passes = kn_cdiv(p.m, 2), batches = p.ne12 * p.ne13;              \
+    const uint passes = kn_cdiv(p.m, 4), batches = p.ne12 * p.ne13;              \
     for (ulong i = KN_GROUP_Y; i < (ulong)passes * batches; i += KN_GROUPS_Y) {  \
       if (i != KN_GROUP_Y) kn_barrier();                                         \
-      uint z = 0, m0 = 2 * (uint)i;                                              \
+      uint z = 0, m0 = 4 * (uint)i;                                              \
       ulong at = 0;                                                              \
       if (batches > 1) {                                                         \
         z = (uint)(i / passes);                                                  \
-        m0 = 2 * (uint)(i % passes);                                             \
+        m0 = 4 * (uint)(i % passes);                                             \
         at = (z % p.ne12 / p.r2 + (ulong)(z / p.ne12 / p.r3) * p.ne02) * matrix; \
       }                                                                          \
       const ulong row = (ulong)z * p.m + m0;                                     \
@@ -74,19 +74,17 @@
   }
 
 #define MUL_MV_EXT_WITH(F, NT)                                                                                                     \
-  rows_product<F, MUL_MV_EXT_SHAPE(F), NT, false>(w, x + row * p.k, y + row * p.n, p.m, p.n, p.k, KN_GROUP_X, KN_GROUPS_X, shared, \
+  rows_product<F, MUL_MV_EXT_SHAPE(F, NT), NT, false>(w, x + row * p.k, y + row * p.n, p.m, p.n, p.k, KN_GROUP_X, KN_GROUPS_X, shared, \
                                                   KN_THREAD_X, KN_LANE, KN_WARP_ID, 0, x, 0, x)
 #define MUL_MV_EXT(NAME, F)                                    \
   MUL_MV_EXT_BEGIN(NAME)                                       \
     for (uint z = KN_GROUP_Y; z < p.batch; z += KN_GROUPS_Y) { \
       if (z != KN_GROUP_Y) kn_barrier();                       \
       const ulong row = (ulong)z * p.m;                        \
-      if (p.m <= 2) {                                          \
+      if (p.m <= 4) {                                          \
         MUL_MV_EXT_WITH(F, 1);                                 \
-      } else if (p.m <= 4) {                                   \
-        MUL_MV_EXT_WITH(F, 2);                                 \
       } else {                                                 \
-        MUL_MV_EXT_WITH(F, 4);                                 \
+        MUL_MV_EXT_WITH(F, 2);                                 \
       }                                                        \
     }                                                          \
   }

@@ -1,13 +1,13 @@
 #include "quantized/blocks.h"
 // KN_WARP_32_ONLY: the matrix unit's fragments are spread over 32 lanes.
 //
-// Products of few input rows with a matrix of GGML blocks: y[m, n] = sum_k x[m, k] w[n, k], weights exact and activations in fixed point of 23 bits
-// relative to the largest of their neighbours, which is f32 for all that matters.
+// Products of few input rows with a matrix of GGML blocks: y[m, n] = sum_k x[m, k] w[n, k], weights exact and activations with 22 bits, which is f32
+// for all that matters.
 //
-// Codes are bytes, and so are the three parts of an activation: x 2^e = 65536 high + 256 mid + low. The integer matrix unit multiplies 16 weight
-// rows by a group of 32 values in one go, with exact sums; f32 comes in where the scale of a group does. Parts are signed, so that mid and low
-// are 128 too small: a column of ones counts the codes for that. One input row takes four columns (mid, high; low, ones), eight columns are a
-// tile, NT tiles take 2 NT input rows. Where there is ONE input row alone, its columns stand twice, and each half of the lanes takes half of the weight rows.
+// An activation, times a power of two that fits its 256 neighbours, is the sum of two f16, high and low. Codes are f16 as they are (blocks.h), so that
+// the matrix unit multiplies 16 weight rows by a group of 32 values in two goes, with f32 sums that begin at what makes up for codes that are too
+// large; scales come in behind a group. An input row takes two columns, high and low, eight columns are a tile, NT tiles take 4 NT input rows. Where
+// there is ONE input row alone, its columns stand four times, and each half of the lanes takes half of the weight rows.
 //
 // A block stays for many tiles of 16 weight rows. It makes the parts of the activations once, for as many slices of 256 values as find room in
 // threadgroup memory (a chunk), and goes through its tiles; with more than one chunk the result is added to what is there. The slices of all
@@ -22,15 +22,18 @@
 #define ROWS_NORM 1u
 #define ROWS_GATED 2u
 #define ROWS_ADD 4u
-// Words of one input row in a group, and in a slice of 256 values; a slice has the largest magnitude's inverse and eight sums too.
-#define ROWS_GROUP 24u
-#define ROWS_OF(NT, ONE) ((ONE) ? 1u : 2u * (NT))
+// Words of one input row in a group, and in a slice of 256 values; a slice has the inverse of its power of two and the sums of its groups too, or of
+// their halves where those have scales of their own.
+#define ROWS_GROUP 32u
+#define ROWS_OF(NT, ONE) ((ONE) ? 1u : 4u * (NT))
 #define ROWS_SLICE(NT, ONE) (8 * ROWS_GROUP * ROWS_OF(NT, ONE))
+#define ROWS_PARTS(F) (F::HALVES ? 2u : 1u)
 #define ROWS_RING(F, S) ((S) * ROWS_TILE * F::STRIDE / 4)
 #define ROWS_SUMS(W, B, NT, ONE) (2 * (B) * (W) * ROWS_TILE * ROWS_OF(NT, ONE))
-// Slices of activations for which `words` of threadgroup memory have room beside a slice of ones.
+#define ROWS_FREE(F, W, S, B, NT, ONE, words) ((words) - (W) * ROWS_RING(F, S) - ROWS_SUMS(W, B, NT, ONE) - 16)
+// Slices of activations for which `words` of threadgroup memory have room.
 #define ROWS_CHUNK(F, W, S, B, NT, ONE, words) \
-  (((words) - (W) * ROWS_RING(F, S) - ROWS_SUMS(W, B, NT, ONE) - ROWS_SLICE(NT, ONE) - 32) / (ROWS_SLICE(NT, ONE) + 9 * ROWS_OF(NT, ONE)))
+  (ROWS_FREE(F, W, S, B, NT, ONE, words) / (ROWS_SLICE(NT, ONE) + (8 * ROWS_PARTS(F) + 1) * ROWS_OF(NT, ONE)))
 
 // Copies `count` bytes from the same place of each of 16 weight rows to a stage of the ring, each row to a place that begins at the multiple of 16
 // below. `w` is the first byte; it lies `skip` bytes behind a multiple of 16, and each row `step` bytes behind the one before, but `last` is the
@@ -64,9 +67,9 @@ KN_FN void rows_copy(KN_LOCAL uchar* to, KN_GLOBAL const uchar* w, uint skip, ul
   }
 }
 
-// The power of two that puts the largest magnitude, given as bits, at 2^21 to 2^22, and its inverse; NaN for one that is not finite.
+// The power of two that puts the largest magnitude, given as bits, at 2^14 to 2^15, and its inverse; NaN for one that is not finite.
 KN_FN float rows_scale(uint largest, KN_PRIVATE float& inverse) {
-  const int exponent = kn_min(kn_max(127 + 21 + 127 - (int)(largest >> 23), 1), 253);
+  const int exponent = kn_min(kn_max(127 + 14 + 127 - (int)(largest >> 23), 1), 253);
   inverse = largest < 0x7f800000u ? kn_from_bits((uint)(254 - exponent) << 23) : KN_NAN;
   return kn_from_bits((uint)exponent << 23);
 }
@@ -77,71 +80,83 @@ KN_FN uint rows_largest(float4 v) {
   return kn_max(kn_max(a, b), kn_max(c, d));
 }
 
-// Four activations as four parts of each kind: a sum with 2^23 + 2^22 leaves an integer in the mantissa.
-KN_FN void rows_parts(float4 v, float scale, KN_PRIVATE uint& mid, KN_PRIVATE uint& high, KN_PRIVATE uint& low) {
-  const uint a = kn_bits(kn_fma(v.x, scale, 12582912.0f)), b = kn_bits(kn_fma(v.y, scale, 12582912.0f));
-  const uint c = kn_bits(kn_fma(v.z, scale, 12582912.0f)), d = kn_bits(kn_fma(v.w, scale, 12582912.0f));
-  const uint ab = kn_permute(a, b, 0x5140u), cd = kn_permute(c, d, 0x5140u);
-  low = kn_permute(ab, cd, 0x5410u) ^ 0x80808080u;
-  mid = kn_permute(ab, cd, 0x7632u) ^ 0x80808080u;
-  high = (kn_permute(kn_permute(a, b, 0x62u), kn_permute(c, d, 0x62u), 0x5410u) + 0x40404040u) ^ 0x80808080u;
+// Two activations as high and low f16.
+KN_FN void rows_split(float x, float y, KN_PRIVATE uint& high, KN_PRIVATE uint& low) {
+  high = kn_pack_f16(x, y);
+  const float2 h = kn_unpack_f16(high);
+  low = kn_pack_f16(x - h.x, y - h.y);
 }
 
 // Adds the products of group `g` of a slice to the sums of scaled codes and of offsets. `own` are the rows whose results the lane has, `x` the
-// lane's activations in the slice and `sums` their sums.
+// lane's activations in the slice and `sums` the sums of its input row.
 template <class F, uint NT, bool ONE>
 KN_FN void rows_group(KN_LOCAL const uchar* bytes0, KN_LOCAL const uchar* bytes1, KN_PRIVATE const uint (&heads)[ONE ? 1 : 2][F::S],
                       KN_LOCAL const uint* x, KN_LOCAL const float* sums, uint g, KN_PRIVATE float (&a)[NT][ONE ? 1 : 2],
                       KN_PRIVATE float (&o)[NT][ONE ? 1 : 2], uint lane) {
-  const uint t = lane % 4, skip = F::GROUPS == 1 ? g * F::BYTES : 0, ROWS = ROWS_OF(NT, ONE), OWN = ONE ? 1 : 2;
-  const int weight = t % 2 ? 0x8080 : 256;  // of the second column of the lane
+  const uint t = lane % 4, skip = F::GROUPS == 1 ? g * F::BYTES : 0, ROWS = ROWS_OF(NT, ONE), OWN = ONE ? 1 : 2, PARTS = ROWS_PARTS(F);
   KN_LOCAL const typename F::Word* b[2] = {(KN_LOCAL const typename F::Word*)(bytes0 + skip), (KN_LOCAL const typename F::Word*)(bytes1 + skip)};
-  uint c[2][2];
+  uint c[2][4];
   float s[OWN][2], offset[OWN];
   KN_UNROLL for (uint i = 0; i < 2; ++i) {
     uint q[F::Q];
     F::load(b[i], g % F::GROUPS, t, q);
-    F::bytes(q, g % F::GROUPS, t, c[i]);
+    F::small(q, g % F::GROUPS, t, c[i]);
   }
   KN_UNROLL for (uint i = 0; i < OWN; ++i) {
     F::part(ONE && t >= 2 ? b[1] : b[i], heads[i], g % F::GROUPS, s[i][0], s[i][1], offset[i]);
   }
   KN_UNROLL for (uint nt = 0; nt < NT; ++nt) {
-    const uint2 v = *(KN_LOCAL const uint2*)(x + (g * ROWS + 2 * nt) * ROWS_GROUP);
-    KN_UNROLL for (uint side = 0; side < (F::HALVES ? 2 : 1); ++side) {
-      const uint all[4] = {side ? 0 : c[0][0], side ? 0 : c[1][0], F::HALVES && !side ? 0 : c[0][1], F::HALVES && !side ? 0 : c[1][1]};
-      int d[4];
-      kn_mma_s8(d, all, v.x, v.y, lane);
-      if (ONE) {
-        a[nt][0] += s[0][side] * (float)((t < 2 ? d[0] : d[2]) + (t < 2 ? d[1] : d[3]) * weight);
-      } else {
-        KN_UNROLL for (uint i = 0; i < OWN; ++i) a[nt][i] += s[i][side] * (float)(d[2 * i] + d[2 * i + 1] * weight);
+    const uint4 v = *(KN_LOCAL const uint4*)(x + (g * ROWS + 4 * nt) * ROWS_GROUP);
+    KN_LOCAL const float* sum = sums + (4 * nt * 8 + g) * PARTS;
+    float d[4] = {0, 0, 0, 0};
+    KN_UNROLL for (uint go = 0; go < 2; ++go) {
+      if (go == 0 || F::HALVES) {
+        d[0] = d[2] = F::LESS ? sum[go] : 0.0f;
+        d[1] = d[3] = 0;
+      }
+      const uint codes[4] = {c[0][2 * go], c[1][2 * go], c[0][2 * go + 1], c[1][2 * go + 1]};
+      const uint pair[2] = {go ? v.z : v.x, go ? v.w : v.y};
+      kn_mma<kn_f16>(d, codes, pair, lane);
+      if (go == 1 || F::HALVES) {
+        KN_UNROLL for (uint i = 0; i < OWN; ++i) {
+          a[nt][i] = kn_fma(s[i][go], ONE && t >= 2 ? d[2] : d[2 * i], a[nt][i]);
+          a[nt][i] = kn_fma(s[i][go], ONE && t >= 2 ? d[3] : d[2 * i + 1], a[nt][i]);
+        }
       }
     }
     if (F::OFFSET) {
-      const float sum = sums[g * ROWS + 2 * nt];
-      KN_UNROLL for (uint i = 0; i < OWN; ++i) o[nt][i] += offset[i] * sum;
+      KN_UNROLL for (uint i = 0; i < OWN; ++i) o[nt][i] = kn_fma(offset[i], sum[0], o[nt][i]);
     }
   }
 }
 
-// Makes the parts of 256 activations, eight values a lane.
-KN_FN void rows_convert(float4 a, float4 b, KN_LOCAL uint* to, KN_LOCAL float* sum_to, KN_LOCAL float* inverse_to, uint lane) {
+// Makes the two parts of 256 activations, eight values a lane, and their sums; `low` words behind the high part is the low one.
+template <class F> KN_FN void rows_convert(float4 a, float4 b, KN_LOCAL uint* to, uint low, KN_LOCAL float* sum_to, KN_LOCAL float* inverse_to, uint lane) {
   const uint big = kn_warp_max(kn_max(rows_largest(a), rows_largest(b)));
   float inverse;
   const float scale = rows_scale(big, inverse);
-  uint mid0, high0, low0, mid1, high1, low1;
-  rows_parts(a, scale, mid0, high0, low0);
-  rows_parts(b, scale, mid1, high1, low1);
-  *(KN_LOCAL uint2*)to = kn_u2(mid0, mid1);
-  *(KN_LOCAL uint2*)(to + 8) = kn_u2(high0, high1);
-  *(KN_LOCAL uint2*)(to + 16) = kn_u2(low0, low1);
-  float sum = kn_fma(a.x, scale, kn_fma(a.y, scale, kn_fma(a.z, scale, a.w * scale)));
-  sum = kn_fma(b.x, scale, kn_fma(b.y, scale, kn_fma(b.z, scale, kn_fma(b.w, scale, sum))));
-  sum += kn_shfl_xor(sum, 1);
-  sum += kn_shfl_xor(sum, 2);
-  if (lane % 4 == 0) *sum_to = sum * (1.0f / 256);
+  float sum0 = kn_fma(a.x, scale, kn_fma(a.y, scale, kn_fma(a.z, scale, a.w * scale)));
+  float sum1 = kn_fma(b.x, scale, kn_fma(b.y, scale, kn_fma(b.z, scale, b.w * scale)));
+  if (!F::HALVES) sum0 += sum1;
+  sum0 += kn_shfl_xor(sum0, 1);
+  sum0 += kn_shfl_xor(sum0, 2);
+  const float unit = F::LESS ? -(float)F::LESS / (1 << 24) : 1.0f;
+  if (F::HALVES) {
+    sum1 += kn_shfl_xor(sum1, 1);
+    sum1 += kn_shfl_xor(sum1, 2);
+    if (lane % 4 == 0) sum_to[1] = sum1 * unit;
+  }
+  if (lane % 4 == 0) sum_to[0] = sum0 * unit;
   if (lane == 0) *inverse_to = inverse;
+  const float first = (F::PLACED & BLK_ODD) && lane / 4 % 2 ? scale * 0.0625f : scale, second = F::PLACED & BLK_SECOND ? scale * 0.0625f : first;
+  const bool near = F::PLACED & BLK_NEIGHBOURS;
+  uint h[4], l[4];
+  rows_split(a.x * first, (near ? a.y : a.z) * first, h[0], l[0]);
+  rows_split((near ? a.z : a.y) * first, a.w * first, h[1], l[1]);
+  rows_split(b.x * second, (near ? b.y : b.z) * second, h[2], l[2]);
+  rows_split((near ? b.z : b.y) * second, b.w * second, h[3], l[3]);
+  *(KN_LOCAL uint4*)to = kn_u4(h[0], h[1], h[2], h[3]);
+  *(KN_LOCAL uint4*)(to + low) = kn_u4(l[0], l[1], l[2], l[3]);
 }
 
 // First weight row of the block's own tile `tile`, and how many rows it has.
@@ -160,34 +175,30 @@ template <uint W> KN_FN float rows_sum(KN_LOCAL const float* at, uint apart, uin
   return all;
 }
 
-// The weights are at `w`; input rows are packed, `m` of them, at most 2 NT. The block takes the tiles `first`, `first + step`, ... Every thread
+// The weights are at `w`; input rows are packed, `m` of them, at most 4 NT. The block takes the tiles `first`, `first + step`, ... Every thread
 // of the block calls; a barrier comes before the next call. W warps, WORDS of threadgroup memory. `norm`, `eps` and `residual` are used as `with`
 // says, and any pointer otherwise.
 template <class F, uint W, uint STAGES, uint BATCH, uint WORDS, uint NT, bool ONE>
 KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_GLOBAL float* y, uint m, uint n, uint k, uint first, uint step,
                         KN_LOCAL uint* shared, uint tid, uint lane, uint warp, uint with, KN_GLOBAL const float* norm, float eps,
                         KN_GLOBAL const float* residual) {
-  const uint ROWS = ROWS_OF(NT, ONE), SLICE = ROWS_SLICE(NT, ONE), OWN = ONE ? 1 : 2, AHEAD = 4;
+  const uint ROWS = ROWS_OF(NT, ONE), SLICE = ROWS_SLICE(NT, ONE), OWN = ONE ? 1 : 2, AHEAD = 4, PARTS = ROWS_PARTS(F);
   const uint CHUNK = ROWS_CHUNK(F, W, STAGES, BATCH, NT, ONE, WORDS), SLICE_BYTES = 8 / F::GROUPS * F::BYTES;
-  static_assert(WORDS > W * ROWS_RING(F, STAGES) + ROWS_SUMS(W, BATCH, NT, ONE) + 2 * ROWS_SLICE(NT, ONE) + 32 + 9 * ROWS_OF(NT, ONE), "room for a slice");
+  static_assert(CHUNK > 0 && WORDS > CHUNK, "room for a slice");
   const uint groups = k / 32, all_slices = kn_cdiv(groups, 8), row_bytes = groups / F::GROUPS * F::BYTES;
   const uint tiles = kn_cdiv(n, ROWS_TILE), by = with & ROWS_GATED ? 1 : 0;
   const uint count = first < tiles ? kn_cdiv(tiles - first, step) << by : 0;
   const uint r = lane / 4, t = lane % 4;
   KN_LOCAL uchar* ring = (KN_LOCAL uchar*)(shared + warp * ROWS_RING(F, STAGES));
   KN_LOCAL float* red = (KN_LOCAL float*)(shared + W * ROWS_RING(F, STAGES));
-  KN_LOCAL uint* ones = (KN_LOCAL uint*)red + ROWS_SUMS(W, BATCH, NT, ONE);
-  KN_LOCAL float* squares = (KN_LOCAL float*)(ones + SLICE + 8);  // of each warp
-  KN_LOCAL uint* xs = ones + SLICE + 32;                          // in the same banks
+  KN_LOCAL float* squares = red + ROWS_SUMS(W, BATCH, NT, ONE);  // of each warp
+  KN_LOCAL uint* xs = (KN_LOCAL uint*)squares + 16;
   KN_LOCAL float* sums = (KN_LOCAL float*)(xs + CHUNK * SLICE);
-  KN_LOCAL float* inverses = sums + CHUNK * ROWS * 8;
-  for (uint i = tid; i < SLICE + 8; i += 32 * W) ones[i] = 0x01010101u;
+  KN_LOCAL float* inverses = sums + CHUNK * ROWS * 8 * PARTS;
 
-  // The lane's place in a slice of activations: row of the tile, column, quarter.
-  const uint place = (ONE ? 0 : r / 4 * ROWS_GROUP) + r % 4 * 8 + 2 * t, row_of_tile = ONE ? 0 : t / 2;
-  const bool counts = r % 4 == 3;
-  // Even lanes have the sums of mid and high, which count 2^8, odd ones of low and the ones.
-  const float unit = (t % 2 ? 1.0f : 256.0f) / (float)(1 << F::SHIFT);
+  // The lane's place in a slice of activations: column and quarter. Its results are of input row t of a tile.
+  const uint place = ONE ? r % 2 * 16 + 4 * t : r * 16 + 4 * t, row_of_tile = ONE ? 0 : t;
+  const float unit = (float)(1 << (24 - F::SHIFT));
   const bool even16 = kn_aligned(w, 16) && row_bytes % 16 == 0, vector = kn_aligned(x, 16) && kn_aligned(norm, 16) && k % 4 == 0;
   float square = 0, unnorm = 1;
 
@@ -241,8 +252,10 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
       KN_UNROLL for (uint i = 0; i < AHEAD; ++i) {
         const uint at = i0 + i * W, row = at % ROWS, s = at / ROWS;
         if (at < slices * ROWS) {
-          rows_convert(v[i][0], v[i][1], xs + s * SLICE + (lane / 4 * ROWS + row) * ROWS_GROUP + 2 * t, sums + (s * 8 + lane / 4) * ROWS + row,
-                       inverses + at, lane);
+          // Columns of a tile: high and low of its first row, of its second, ...
+          const uint column = ONE ? 0 : row / 4 * 4 * ROWS_GROUP + row % 4 * 32;
+          rows_convert<F>(v[i][0], v[i][1], xs + s * SLICE + lane / 4 * ROWS * ROWS_GROUP + column + 4 * t, 16,
+                          sums + ((s * ROWS + row) * 8 + lane / 4) * PARTS, inverses + at, lane);
         }
       }
     }
@@ -274,12 +287,12 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
         }
         KN_LOCAL const uchar* bytes0 = bytes + r * F::STRIDE + (skip0 & 15);
         KN_LOCAL const uchar* bytes1 = bytes + (r + 8) * F::STRIDE + (skip1 & 15);
-        KN_LOCAL const uint* parts = (counts ? ones : xs + slice * SLICE) + place;
-        KN_LOCAL const float* sum = sums + slice * 8 * ROWS + row_of_tile;
+        KN_LOCAL const uint* parts = xs + slice * SLICE + place;
+        KN_LOCAL const float* sum = sums + (slice * ROWS + row_of_tile) * 8 * PARTS;
         float a[NT][OWN], o[NT][OWN], d[OWN], least[OWN], factor[NT];
         KN_UNROLL for (uint i = 0; i < NT; ++i) {
           KN_UNROLL for (uint j = 0; j < OWN; ++j) a[i][j] = o[i][j] = 0;
-          factor[i] = inverses[slice * ROWS + 2 * i + row_of_tile] * unit;
+          factor[i] = inverses[slice * ROWS + 4 * i + row_of_tile];
         }
         kn_async_wait<STAGES - 1>();
         kn_warp_sync();
@@ -293,7 +306,7 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
         }
         KN_UNROLL for (uint j = 0; j < OWN; ++j) {
           F::whole(heads[j], d[j], least[j]);
-          if (t % 2) least[j] = 0;  // the even lane has it
+          d[j] *= unit;
           KN_UNROLL for (uint i = 0; i < NT; ++i) acc[i][j] += factor[i] * (F::OFFSET ? d[j] * a[i][j] + least[j] * o[i][j] : d[j] * a[i][j]);
         }
         kn_warp_sync();
@@ -307,8 +320,7 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
           KN_LOCAL float* to = meet + ((was - batch) * W + warp) * (ROWS_TILE * ROWS);
           KN_UNROLL for (uint i = 0; i < NT; ++i) {
             KN_UNROLL for (uint j = 0; j < OWN; ++j) {
-              const float v = acc[i][j] + kn_shfl_xor(acc[i][j], 1);
-              if (t % 2 == 0) to[ONE ? r + 4 * t : (2 * i + t / 2) * ROWS_TILE + r + 8 * j] = v;
+              if (!ONE || t % 2 == 0) to[ONE ? r + 4 * t : (4 * i + t) * ROWS_TILE + r + 8 * j] = acc[i][j];
               acc[i][j] = 0;
             }
           }
