@@ -33,8 +33,8 @@ template <class P> KN_FN uint blk_u32(P p, uint byte) {
 KN_FN float blk_low_f16(uint w) { return kn_f16_to_f32((ushort)(w & 0xffffu)); }
 KN_FN float blk_high_f16(uint w) { return kn_f16_to_f32((ushort)(w >> 16)); }
 
-// Byte `i` of a word as f32, unsigned: it becomes the last bits of 2^23.
-KN_FN float blk_byte(uint w, uint i) { return kn_from_bits(kn_permute(w, 0x4b000000u, 0x7440u | i)) - 8388608.0f; }
+// Byte `i` of a word as f32, unsigned, times 2^-24: what it is as the last bits of an f16.
+KN_FN float blk_byte(uint w, uint i) { return kn_f16_to_f32((ushort)(i % 2 ? kn_permute(w, 0, 0x4341u) >> 8 * (i & 2) : kn_permute(w, 0, 0x4240u) >> 8 * (i & 2))); }
 
 // Codes at bits 0..4 of each half of `w`, and at bits 4..8, which are 16 times as large; less what `bias` takes off.
 KN_FN uint blk_code(uint w, uint bias) { return kn_fma_h2(w | BLK_1024, BLK_ONE, bias); }
@@ -197,8 +197,8 @@ KN_FN void blk_k_scale(KN_PRIVATE const uint (&h)[4], uint g, KN_PRIVATE float& 
     offset = blk_byte(g < 4 ? s[3] : s[4], g % 4);                                                                                         \
   }                                                                                                                                        \
   static KN_FN void whole(KN_PRIVATE const uint (&s)[S], KN_PRIVATE float& scale, KN_PRIVATE float& offset) {                              \
-    scale = blk_low_f16(s[0]);                                                                                                             \
-    offset = -blk_high_f16(s[0]);                                                                                                          \
+    scale = blk_low_f16(s[0]) * (1 << 24);                                                                                                 \
+    offset = -blk_high_f16(s[0]) * (1 << 24);                                                                                              \
   }
 
 struct BlkQ4_K {
@@ -286,12 +286,12 @@ struct BlkQ6_K {
   template <class P>
   static KN_FN void part(P p, KN_PRIVATE const uint (&)[S], uint g, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) {
     const uint h = blk_u16(p, 192 + 2 * g) ^ 0x8080u;
-    s0 = blk_byte(h, 0) - 128;
-    s1 = blk_byte(h, 1) - 128;
+    s0 = blk_byte(h, 0) - 128.0f / (1 << 24);
+    s1 = blk_byte(h, 1) - 128.0f / (1 << 24);
     offset = 0;
   }
   static KN_FN void whole(KN_PRIVATE const uint (&s)[S], KN_PRIVATE float& scale, KN_PRIVATE float& offset) {
-    scale = blk_low_f16(s[0]);
+    scale = blk_low_f16(s[0]) * (1 << 24);
     offset = 0;
   }
   static KN_FN void scale(KN_PRIVATE const uint (&h)[H], uint, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) {

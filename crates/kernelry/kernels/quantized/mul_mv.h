@@ -12,8 +12,9 @@
 #define MUL_MV_STAGES(F) (F::STRIDE > 240 ? 2 : F::STRIDE > 176 ? 3 : 4)
 #define MUL_MV_BLOCKS 2
 #define MUL_MV_WORDS 40960
-#define MUL_MV_EXT_WARPS 12
-#define MUL_MV_EXT_STAGES(F, NT) (NT == 1 || F::STRIDE <= 208 ? 2 : 1)
+#define MUL_MV_EXT_WARPS 8
+#define MUL_MV_EXT_STAGES(F, NT) (NT == 1 || F::STRIDE <= 240 ? 2 : 1)
+#define MUL_MV_EXT_BATCH(NT) (NT == 1 ? 4 : 2)
 #define MUL_MV_EXT_WORDS 57856
 #else  // 99 KiB or more
 #define MUL_MV_STAGES(F) 2
@@ -21,11 +22,12 @@
 #define MUL_MV_WORDS 24576
 #define MUL_MV_EXT_WARPS 8
 #define MUL_MV_EXT_STAGES(F, NT) 1
+#define MUL_MV_EXT_BATCH(NT) 1
 #define MUL_MV_EXT_WORDS 24576
 #endif
 #define MUL_MV_SHAPE(F) 8, MUL_MV_STAGES(F), 4, MUL_MV_WORDS
 #define MUL_MV_FUSED_SHAPE(F) 8, (F::STRIDE > 240 && MUL_MV_STAGES(F) == 2 && MUL_MV_WORDS < 32768 ? 1 : MUL_MV_STAGES(F)), 4, MUL_MV_WORDS
-#define MUL_MV_EXT_SHAPE(F, NT) MUL_MV_EXT_WARPS, MUL_MV_EXT_STAGES(F, NT), 1, MUL_MV_EXT_WORDS
+#define MUL_MV_EXT_SHAPE(F, NT) MUL_MV_EXT_WARPS, MUL_MV_EXT_STAGES(F, NT), MUL_MV_EXT_BATCH(NT), MUL_MV_EXT_WORDS
 #define MUL_MV_KERNEL(NAME, WARPS, BLOCKS, WORDS, P, ...)                                                        \
   KN_DYNAMIC_SHARED(NAME, 4 * (WORDS));                                                                          \
   KN_RESIDENT(NAME, 32 * (WARPS), 1);                                                                            \

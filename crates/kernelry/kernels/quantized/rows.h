@@ -74,10 +74,9 @@ KN_FN float rows_scale(uint largest, KN_PRIVATE float& inverse) {
   return kn_from_bits((uint)exponent << 23);
 }
 
-// Magnitudes as bits, which order them with NaN above all.
+// The largest magnitude, as bits; not a number counts only where nothing else does, since it shows in its own products.
 KN_FN uint rows_largest(float4 v) {
-  const uint a = kn_bits(v.x) & 0x7fffffffu, b = kn_bits(v.y) & 0x7fffffffu, c = kn_bits(v.z) & 0x7fffffffu, d = kn_bits(v.w) & 0x7fffffffu;
-  return kn_max(kn_max(a, b), kn_max(c, d));
+  return kn_bits(kn_max(kn_max(kn_abs(v.x), kn_abs(v.y)), kn_max(kn_abs(v.z), kn_abs(v.w)))) & 0x7fffffffu;
 }
 
 // Two activations as high and low f16.
@@ -130,9 +129,9 @@ KN_FN void rows_group(KN_LOCAL const uchar* bytes0, KN_LOCAL const uchar* bytes1
   }
 }
 
-// Makes the two parts of 256 activations, eight values a lane, and their sums; `low` words behind the high part is the low one.
-template <class F> KN_FN void rows_convert(float4 a, float4 b, KN_LOCAL uint* to, uint low, KN_LOCAL float* sum_to, KN_LOCAL float* inverse_to, uint lane) {
-  const uint big = kn_warp_max(kn_max(rows_largest(a), rows_largest(b)));
+// Makes the two parts of 256 activations, eight values a lane, and their sums; the low part is 16 words behind the high one. `big` is the largest
+// magnitude.
+template <class F> KN_FN void rows_convert(float4 a, float4 b, uint big, KN_LOCAL uint* to, KN_LOCAL float* sum_to, KN_LOCAL float* inverse_to, uint lane) {
   float inverse;
   const float scale = rows_scale(big, inverse);
   float sum0 = kn_fma(a.x, scale, kn_fma(a.y, scale, kn_fma(a.z, scale, a.w * scale)));
@@ -156,7 +155,7 @@ template <class F> KN_FN void rows_convert(float4 a, float4 b, KN_LOCAL uint* to
   rows_split(b.x * second, (near ? b.y : b.z) * second, h[2], l[2]);
   rows_split((near ? b.z : b.y) * second, b.w * second, h[3], l[3]);
   *(KN_LOCAL uint4*)to = kn_u4(h[0], h[1], h[2], h[3]);
-  *(KN_LOCAL uint4*)(to + low) = kn_u4(l[0], l[1], l[2], l[3]);
+  *(KN_LOCAL uint4*)(to + 16) = kn_u4(l[0], l[1], l[2], l[3]);
 }
 
 // First weight row of the block's own tile `tile`, and how many rows it has.
@@ -249,12 +248,14 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
           }
         }
       }
+      uint big[AHEAD];
+      KN_UNROLL for (uint i = 0; i < AHEAD; ++i) big[i] = kn_warp_max(kn_max(rows_largest(v[i][0]), rows_largest(v[i][1])));
       KN_UNROLL for (uint i = 0; i < AHEAD; ++i) {
         const uint at = i0 + i * W, row = at % ROWS, s = at / ROWS;
         if (at < slices * ROWS) {
           // Columns of a tile: high and low of its first row, of its second, ...
           const uint column = ONE ? 0 : row / 4 * 4 * ROWS_GROUP + row % 4 * 32;
-          rows_convert<F>(v[i][0], v[i][1], xs + s * SLICE + lane / 4 * ROWS * ROWS_GROUP + column + 4 * t, 16,
+          rows_convert<F>(v[i][0], v[i][1], big[i], xs + s * SLICE + lane / 4 * ROWS * ROWS_GROUP + column + 4 * t,
                           sums + ((s * ROWS + row) * 8 + lane / 4) * PARTS, inverses + at, lane);
         }
       }
