@@ -7,7 +7,7 @@
 //
 // The weight is scale * code + offset, where scale differs between the halves of a group in formats with HALVES. scale * code is exact in f32.
 //
-// The row kernels take the codes of a quarter as `small` f16 instead, also in four words: a code as the last bits of an f16, which costs nothing, is
+// The row kernels take one of two other forms. `bytes`: the codes of a quarter as two words of signed bytes, times 2^BYTE_SHIFT. `small` f16, in four words: a code as the last bits of an f16, which costs nothing, is
 // 2^-24 times the code, exactly. It is LESS too large, then times 2^SHIFT. PLACED: 16 times that in odd groups (BLK_ODD) or in the second four
 // values (BLK_SECOND), to be met by activations that are 16 times smaller there; BLK_NEIGHBOURS: values (0, 1), (2, 3) of each four.
 //
@@ -69,12 +69,16 @@ KN_FN void blk_nibbles(uint w, uint bias, uint bias16, KN_PRIVATE uint (&c)[4]) 
   static KN_FN void whole(KN_PRIVATE const uint (&)[S], KN_PRIVATE float& scale, KN_PRIVATE float& offset) { scale = offset = 1; }
 
 struct BlkQ4_0 {
-  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 1, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, SHIFT = 0, LESS = 8, PLACED = BLK_SECOND, STRIDE = 176 };
+  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 1, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, BYTE_SHIFT = 4, SHIFT = 0, LESS = 8, PLACED = BLK_SECOND, STRIDE = 176 };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) { q[0] = blk_u32(p, 2 + 4 * t); }
   template <class P> static KN_FN void head(P p, uint, KN_PRIVATE uint (&h)[H]) { h[0] = blk_u16(p, 0); }
   static KN_FN void codes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[4]) {
     blk_nibbles(q[0], 0xe408e408u, 0xd480d480u, c);  // -1032, -72
+  }
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[2]) {
+    c[0] = ((q[0] << 4) ^ 0x80808080u) & 0xf0f0f0f0u;
+    c[1] = (q[0] ^ 0x80808080u) & 0xf0f0f0f0u;
   }
   static KN_FN void small(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[4]) {
     const uint odd = q[0] >> 8;
@@ -91,25 +95,31 @@ struct BlkQ4_0 {
 };
 
 struct BlkIQ4_NL {
-  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 1, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, SHIFT = 0, LESS = 128, PLACED = BLK_NEIGHBOURS, STRIDE = 176 };
+  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 1, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, BYTE_SHIFT = 0, SHIFT = 0, LESS = 128, PLACED = BLK_NEIGHBOURS, STRIDE = 176 };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) { q[0] = blk_u32(p, 2 + 4 * t); }
   template <class P> static KN_FN void head(P p, uint, KN_PRIVATE uint (&h)[H]) { h[0] = blk_u16(p, 0); }
-  // Four nibbles through the table of 16 values, -127 -104 -83 -65 -49 -35 -22 -10 1 13 25 38 53 69 89 113, each 128 too large.
-  static KN_FN uint look_up(uint w) {
+  // Four nibbles through the table of 16 values, -127 -104 -83 -65 -49 -35 -22 -10 1 13 25 38 53 69 89 113, each 128 too large where `more` is
+  // 0x80808080.
+  static KN_FN uint look_up(uint w, uint more) {
     const uint index = w & 0x7777u;
-    const uint low = kn_permute(0x3f2d1801u, 0x766a5d4fu, index), high = kn_permute(0xa6998d81u, 0xf1d9c5b5u, index);
+    const uint low = kn_permute(0xbfad9881u ^ more, 0xf6eaddcfu ^ more, index), high = kn_permute(0x26190d01u ^ more, 0x71594535u ^ more, index);
     return kn_permute(low, high, ((w >> 1) & 0x4444u) | 0x3210u);
   }
   static KN_FN void codes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[4]) {
-    const uint a = look_up(q[0] & 0xffffu), b = look_up(q[0] >> 16);
+    const uint a = look_up(q[0] & 0xffffu, 0x80808080u), b = look_up(q[0] >> 16, 0x80808080u);
     blk_bytes(kn_permute(a, b, 0x6420u), 0xe480e480u, c[0], c[1]);  // -1152
     blk_bytes(kn_permute(a, b, 0x7531u), 0xe480e480u, c[2], c[3]);
   }
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[2]) {
+    const uint a = look_up(q[0] & 0xffffu, 0), b = look_up(q[0] >> 16, 0);
+    c[0] = kn_permute(a, b, 0x6420u);
+    c[1] = kn_permute(a, b, 0x7531u);
+  }
   // Values (0, 1), (2, 3), then those of the second four: as they come out of the table.
   static KN_FN void small(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[4]) {
-    blk_small(look_up(q[0] & 0xffffu), c[0], c[2]);
-    blk_small(look_up(q[0] >> 16), c[1], c[3]);
+    blk_small(look_up(q[0] & 0xffffu, 0x80808080u), c[0], c[2]);
+    blk_small(look_up(q[0] >> 16, 0x80808080u), c[1], c[3]);
   }
   BLK_APART
   static KN_FN void scale(KN_PRIVATE const uint (&h)[H], uint, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) {
@@ -119,7 +129,7 @@ struct BlkIQ4_NL {
 };
 
 struct BlkQ8_0 {
-  enum { LEN = 32, BYTES = 34, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, SHIFT = 0, LESS = 128, PLACED = 0, STRIDE = 304 };
+  enum { LEN = 32, BYTES = 34, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, BYTE_SHIFT = 0, SHIFT = 0, LESS = 128, PLACED = 0, STRIDE = 304 };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 2 + 4 * t);
@@ -129,6 +139,10 @@ struct BlkQ8_0 {
   static KN_FN void codes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[4]) {
     blk_bytes(q[0] ^ 0x80808080u, 0xe480e480u, c[0], c[1]);  // -1152
     blk_bytes(q[1] ^ 0x80808080u, 0xe480e480u, c[2], c[3]);
+  }
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[2]) {
+    c[0] = q[0];
+    c[1] = q[1];
   }
   static KN_FN void small(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[4]) {
     for (uint i = 0; i < 2; ++i) {
@@ -144,7 +158,7 @@ struct BlkQ8_0 {
 };
 
 struct BlkQ5_1 {
-  enum { LEN = 32, BYTES = 24, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 1, PLAIN = 1, S = 1, SHIFT = 0, LESS = 0, PLACED = 0, STRIDE = 208 };
+  enum { LEN = 32, BYTES = 24, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 1, PLAIN = 1, S = 1, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = 0, STRIDE = 208 };
   typedef uint Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 8 + 4 * t);
@@ -157,6 +171,11 @@ struct BlkQ5_1 {
     c[1] = blk_code(((w >> 8) & 0x000f000fu) | ((high << 3) & 0x10u) | ((high << 17) & 0x100000u), 0xe400e400u);
     c[2] = blk_code16((w & 0x00f000f0u) | ((high >> 8) & 0x100u) | ((high << 6) & 0x1000000u), 0xd400d400u);  // -64
     c[3] = blk_code16(((w >> 8) & 0x00f000f0u) | ((high >> 9) & 0x100u) | ((high << 5) & 0x1000000u), 0xd400d400u);
+  }
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint, uint t, KN_PRIVATE uint (&c)[2]) {
+    const uint high = q[1] >> (4 * t);  // four bits to the fifth bits of four bytes by one product
+    c[0] = (q[0] & 0x0f0f0f0fu) | (((high & 15u) * 0x02040810u) & 0x10101010u);
+    c[1] = ((q[0] >> 4) & 0x0f0f0f0fu) | (((high >> 16 & 15u) * 0x02040810u) & 0x10101010u);
   }
   static KN_FN void small(KN_PRIVATE const uint (&q)[Q], uint, uint t, KN_PRIVATE uint (&c)[4]) {
     const uint high = q[1] >> (4 * t);  // four bits to the fifth bits of four bytes by one product
@@ -202,7 +221,7 @@ KN_FN void blk_k_scale(KN_PRIVATE const uint (&h)[4], uint g, KN_PRIVATE float& 
   }
 
 struct BlkQ4_K {
-  enum { LEN = 256, BYTES = 144, GROUPS = 8, Q = 2, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0, S = 5, SHIFT = 0, LESS = 0, PLACED = BLK_ODD, STRIDE = 144 };
+  enum { LEN = 256, BYTES = 144, GROUPS = 8, Q = 2, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0, S = 5, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = BLK_ODD, STRIDE = 144 };
   typedef uint Word;
   template <class P> static KN_FN void load(P p, uint g, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 16 + 32 * (g / 2) + 4 * t);
@@ -216,6 +235,11 @@ struct BlkQ4_K {
     blk_bytes((q[0] >> shift) & 0x0f0f0f0fu, 0xe400e400u, c[0], c[1]);  // -1024
     blk_bytes((q[1] >> shift) & 0x0f0f0f0fu, 0xe400e400u, c[2], c[3]);
   }
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint g, uint, KN_PRIVATE uint (&c)[2]) {
+    const uint shift = 4 * (g % 2);
+    c[0] = (q[0] >> shift) & 0x0f0f0f0fu;
+    c[1] = (q[1] >> shift) & 0x0f0f0f0fu;
+  }
   static KN_FN void small(KN_PRIVATE const uint (&q)[Q], uint g, uint, KN_PRIVATE uint (&c)[4]) {
     const uint mask = g % 2 ? 0x00f000f0u : 0x000f000fu;
     for (uint i = 0; i < 4; ++i) c[i] = (i % 2 ? q[i / 2] >> 8 : q[i / 2]) & mask;
@@ -227,7 +251,7 @@ struct BlkQ4_K {
 };
 
 struct BlkQ5_K {
-  enum { LEN = 256, BYTES = 176, GROUPS = 8, Q = 4, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0, S = 5, SHIFT = 0, LESS = 0, PLACED = BLK_ODD, STRIDE = 176 };
+  enum { LEN = 256, BYTES = 176, GROUPS = 8, Q = 4, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0, S = 5, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = BLK_ODD, STRIDE = 176 };
   typedef uint Word;
   template <class P> static KN_FN void load(P p, uint g, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 48 + 32 * (g / 2) + 4 * t);
@@ -243,6 +267,11 @@ struct BlkQ5_K {
     blk_bytes(((q[0] >> shift) & 0x0f0f0f0fu) | (((q[2] >> g) & 0x01010101u) << 4), 0xe400e400u, c[0], c[1]);  // -1024
     blk_bytes(((q[1] >> shift) & 0x0f0f0f0fu) | (((q[3] >> g) & 0x01010101u) << 4), 0xe400e400u, c[2], c[3]);
   }
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint g, uint, KN_PRIVATE uint (&c)[2]) {
+    const uint shift = 4 * (g % 2);
+    c[0] = ((q[0] >> shift) & 0x0f0f0f0fu) | (((q[2] >> g) & 0x01010101u) << 4);
+    c[1] = ((q[1] >> shift) & 0x0f0f0f0fu) | (((q[3] >> g) & 0x01010101u) << 4);
+  }
   static KN_FN void small(KN_PRIVATE const uint (&q)[Q], uint g, uint, KN_PRIVATE uint (&c)[4]) {
     const uint mask = g % 2 ? 0x00f000f0u : 0x000f000fu, fifth = g % 2 ? 0x01000100u : 0x00100010u, place = g % 2 ? 8 : 4;
     for (uint i = 0; i < 4; ++i) {
@@ -257,7 +286,7 @@ struct BlkQ5_K {
 };
 
 struct BlkQ6_K {
-  enum { LEN = 256, BYTES = 210, GROUPS = 8, Q = 4, H = 2, HALVES = 1, OFFSET = 0, PLAIN = 0, S = 1, SHIFT = 2, LESS = 128, PLACED = 0, STRIDE = 240 };
+  enum { LEN = 256, BYTES = 210, GROUPS = 8, Q = 4, H = 2, HALVES = 1, OFFSET = 0, PLAIN = 0, S = 1, BYTE_SHIFT = 2, SHIFT = 2, LESS = 128, PLACED = 0, STRIDE = 240 };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint g, uint t, KN_PRIVATE uint (&q)[Q]) {
     const uint low = 64 * (g / 4) + 32 * (g % 2) + 4 * t, high = 128 + 32 * (g / 4) + 4 * t;
@@ -274,6 +303,13 @@ struct BlkQ6_K {
     const uint low = 2 * (g % 4) & 4u, high = 2 * (g % 4);
     blk_bytes(((q[0] >> low) & 0x0f0f0f0fu) | (((q[2] >> high) & 0x03030303u) << 4), 0xe420e420u, c[0], c[1]);  // -1056
     blk_bytes(((q[1] >> low) & 0x0f0f0f0fu) | (((q[3] >> high) & 0x03030303u) << 4), 0xe420e420u, c[2], c[3]);
+  }
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint g, uint, KN_PRIVATE uint (&c)[2]) {
+    const uint high = 6 - 2 * (g % 4);  // codes at bits 2 to 7, less 32 by the sign
+    for (uint i = 0; i < 2; ++i) {
+      const uint low = g % 4 < 2 ? q[i] << 2 : q[i] >> 2;
+      c[i] = ((low & 0x3c3c3c3cu) | ((q[2 + i] << high) & 0xc0c0c0c0u)) ^ 0x80808080u;
+    }
   }
   static KN_FN void small(KN_PRIVATE const uint (&q)[Q], uint g, uint, KN_PRIVATE uint (&c)[4]) {
     const uint high = 6 - 2 * (g % 4);  // codes at bits 2 to 7

@@ -1,7 +1,7 @@
 #include "quantized/rows.h"
 // KN_WARP_32_ONLY: see rows.h.
 //
-// The products of few rows by name. mul_mv: any number of input rows and batches over shared matrices, four rows at a time; a row's result does
+// The products of few rows by name. mul_mv: any number of input rows and batches over shared matrices, two rows at a time; a row's result does
 // not depend on the others. mul_mv_ext: 2 to 8 rows with one matrix, all of them in one pass over the weights. fused_norm_mul_mv and
 // fused_mul_mv_add: one row with what stands before and behind the product where a model decodes, which saves a launch each.
 
@@ -11,7 +11,7 @@
 #if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200  // 227 KiB for a block
 #define MUL_MV_STAGES(F) (F::STRIDE > 240 ? 2 : F::STRIDE > 176 ? 3 : 4)
 #define MUL_MV_BLOCKS 2
-#define MUL_MV_WORDS 40960
+#define MUL_MV_WORDS 36864
 #define MUL_MV_EXT_WARPS 8
 #define MUL_MV_EXT_STAGES(F, NT) (NT == 1 || F::STRIDE <= 240 ? 2 : 1)
 #define MUL_MV_EXT_BATCH(NT) (NT == 1 ? 4 : 2)
@@ -51,19 +51,19 @@
 #endif
 
 #define MUL_MV_WITH(F, ONE)                                                                                                  \
-  rows_product<F, MUL_MV_SHAPE(F), 1, ONE>(w + at, x + row * p.k, y + row * p.n, kn_min(p.m - m0, 4u), p.n, p.k, KN_GROUP_X, \
+  rows_product<RowsInteger<F, ONE>, F, MUL_MV_SHAPE(F)>(w + at, x + row * p.k, y + row * p.n, kn_min(p.m - m0, 2u), p.n, p.k, KN_GROUP_X, \
                                            KN_GROUPS_X, shared, KN_THREAD_X, KN_LANE, KN_WARP_ID, 0, x, 0, x)
 #define MUL_MV(NAME, F)                                                          \
   MUL_MV_BEGIN(NAME, MulMvParams, KN_OUT(2, float, y))                           \
     const ulong matrix = (ulong)(p.k / F::LEN) * F::BYTES * p.n;                 \
-    const uint passes = kn_cdiv(p.m, 4), batches = p.ne12 * p.ne13;              \
+    const uint passes = kn_cdiv(p.m, 2), batches = p.ne12 * p.ne13;              \
     for (ulong i = KN_GROUP_Y; i < (ulong)passes * batches; i += KN_GROUPS_Y) {  \
       if (i != KN_GROUP_Y) kn_barrier();                                         \
-      uint z = 0, m0 = 4 * (uint)i;                                              \
+      uint z = 0, m0 = 2 * (uint)i;                                              \
       ulong at = 0;                                                              \
       if (batches > 1) {                                                         \
         z = (uint)(i / passes);                                                  \
-        m0 = 4 * (uint)(i % passes);                                             \
+        m0 = 2 * (uint)(i % passes);                                             \
         at = (z % p.ne12 / p.r2 + (ulong)(z / p.ne12 / p.r3) * p.ne02) * matrix; \
       }                                                                          \
       const ulong row = (ulong)z * p.m + m0;                                     \
@@ -76,7 +76,7 @@
   }
 
 #define MUL_MV_EXT_WITH(F, NT)                                                                                                     \
-  rows_product<F, MUL_MV_EXT_SHAPE(F, NT), NT, false>(w, x + row * p.k, y + row * p.n, p.m, p.n, p.k, KN_GROUP_X, KN_GROUPS_X, shared, \
+  rows_product<RowsHalf<F, NT>, F, MUL_MV_EXT_SHAPE(F, NT)>(w, x + row * p.k, y + row * p.n, p.m, p.n, p.k, KN_GROUP_X, KN_GROUPS_X, shared, \
                                                   KN_THREAD_X, KN_LANE, KN_WARP_ID, 0, x, 0, x)
 #define MUL_MV_EXT(NAME, F)                                    \
   MUL_MV_EXT_BEGIN(NAME)                                       \
@@ -92,7 +92,7 @@
   }
 
 #define MUL_MV_FUSED_WITH(F, WITH, NORM, EPS, RESIDUAL)                                                                    \
-  rows_product<F, MUL_MV_FUSED_SHAPE(F), 1, true>(w, x, y, 1, p.n, p.k, KN_GROUP_X, KN_GROUPS_X, shared, KN_THREAD_X, KN_LANE, \
+  rows_product<RowsInteger<F, true>, F, MUL_MV_FUSED_SHAPE(F)>(w, x, y, 1, p.n, p.k, KN_GROUP_X, KN_GROUPS_X, shared, KN_THREAD_X, KN_LANE, \
                                                   KN_WARP_ID, WITH, NORM, EPS, RESIDUAL)
 #define MUL_MV_FUSED(NORM_NAME, ADD_NAME, F)                                                          \
   MUL_MV_FUSED_BEGIN(NORM_NAME, MulMvNormParams, KN_IN_ALIAS(2, float, norm), KN_OUT(3, float, y))    \

@@ -37,6 +37,8 @@ const SHARED: &[Text] = &[
     kernel_text!("quantized/dequant.h"),
     kernel_text!("quantized/mul_mm_wgmma.h"),
     kernel_text!("quantized/rows.h"),
+    kernel_text!("quantized/rows_half.h"),
+    kernel_text!("quantized/rows_integer.h"),
     kernel_text!("row_copy.h"),
 ];
 

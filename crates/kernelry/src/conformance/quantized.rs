@@ -312,7 +312,7 @@ pub(crate) fn fused_norm_cases(c: &mut Cases) {
         c.add(format!("n={n} k={k} gates={}", p.gates), p).input("weight", block.random());
     }
     let gated = |n, k| MulMvNormParams { n, k, gates: 2, eps: 1e-6 };
-    c.add("the longest row", gated(3, 6144)).input("weight", block.random());
+    c.add("the longest row", gated(3, 8192)).input("weight", block.random());
     c.add("gates of many tiles", gated(1100, unit)).input("weight", block.random());
     c.add("edge scales", gated(33, 3 * unit)).input("weight", block.edges());
     c.add("zeros", gated(3, unit)).input("weight", block.random()).input("x", Input::Values(vec![0.0]));

@@ -88,7 +88,7 @@ fn mat_vec(format: &'static Format, variant: &str) -> Kernel {
         .fast_math()
         .flops(|p: &MulMvParams| product_flops(p.m, p.n, p.k) * f64::from(p.ne12) * f64::from(p.ne13))
         .text(MUL_MV, lines)
-        .geometry(|p: &MulMvParams| few_rows(p.n, p.m.div_ceil(4).saturating_mul(p.ne12).saturating_mul(p.ne13)))
+        .geometry(|p: &MulMvParams| few_rows(p.n, p.m.div_ceil(2).saturating_mul(p.ne12).saturating_mul(p.ne13)))
         .cpu(format.cpu.mul_mv)
         .tested(oracle::mul_mv, oracle::mul_mv_cases)
         .build()

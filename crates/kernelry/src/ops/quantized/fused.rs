@@ -14,7 +14,7 @@ crate::params! {
     pub struct MulMvNormParams {
         /// outputs
         n: u32,
-        /// length of a row, at most 6144
+        /// length of a row, at most 8192
         k: u32,
         /// 1: the product; 2: silu(first n weight rows) · next n
         gates: u32,
@@ -34,7 +34,7 @@ crate::params! {
 }
 
 /// The longest row whose activations stay in the threadgroup memory of every GPU.
-const LONGEST_ROW: u32 = 6144;
+const LONGEST_ROW: u32 = 8192;
 
 fn check_norm(p: &MulMvNormParams) -> Result<(), String> {
     if !(1..=2).contains(&p.gates) {
@@ -116,7 +116,7 @@ pub struct NormLinear<'a> {
 }
 
 impl NormLinear<'_> {
-    /// Whether the device of `ctx` can do this with `weight`: GPUs can, with blocks and at most 6144 inputs.
+    /// Whether the device of `ctx` can do this with `weight`: GPUs can, with blocks and at most 8192 inputs.
     pub fn supports(ctx: &Context, weight: &Weight) -> bool {
         weight.cols() <= LONGEST_ROW as usize && has_kernel(ctx, "fused_norm_mul_mv", weight)
     }
