@@ -125,7 +125,7 @@ fn enqueue_launch(gpu: &Gpu, commands: &Commands, launch: &Launch, chain: bool, 
     pointers.push(params.as_mut_ptr().cast());
     let [gx, gy, gz] = launch.geometry.groups;
     let gx = gx.checked_next_multiple_of(kernel.cluster).unwrap_or(u32::MAX);
-    let gx = kernel.resident.map_or(gx, |blocks| gx.min(blocks.saturating_mul(gpu.units)));
+    let gx = kernel.resident.map_or(gx, |blocks| gx.min(blocks.saturating_mul(gpu.units / kernel.cluster * kernel.cluster)));
     let [bx, by, bz] = kernel.threads.map_or(launch.geometry.threads, |threads| [threads, 1, 1]);
     let threads = u64::from(bx) * u64::from(by) * u64::from(bz);
     if threads == 0 || threads > u64::from(kernel.max_threads) {

@@ -123,7 +123,7 @@ impl Module for CudaModule {
             max_threads: max_threads.unsigned_abs(),
             dynamic_shared,
             threads: word("threads"),
-            cluster: word("cluster").unwrap_or(1),
+            cluster: word("cluster").unwrap_or(1).max(1),
             resident: word("resident"),
             chained: word("chained").map(|_| word("ahead").unwrap_or(0)),
         }))
