@@ -1,24 +1,48 @@
 // Normalisation of rows: y = x / sqrt(mean(x^2) + eps), times the weights w and a second factor s where a kernel has them; with a residual
 // addition before it (the sum is normalised, and stored where asked) or after it; and y = (x - mean) / sqrt(var + eps) * w + b.
 //
-// One block a row, of 1024 threads where there are few rows, f32 accumulation, one rounding at the end. Threads take groups of four elements in turn and keep their first KEEP groups
-// in registers, so that a row of up to 256 * 4 * KEEP elements is read once; the rest of a longer row is read again. The weights of the first
-// group are on their way while the sum is made. Rows that do not allow vector loads take one element at a time. Each element is read and written by one thread alone, so outputs may be inputs.
+// One block a row, of 1024 threads where there are few rows, f32 accumulation, one rounding at the end. Threads take 16 bytes in turn and keep
+// their first NORM_KEEP groups of four elements in registers, so that a row of up to 256 threads * 16 elements is read once; the rest of a longer row is read
+// again. The weights of the first 16 bytes are on their way while the sum is made. Rows that do not allow such loads take one element at a time. Each
+// element is read and written by one thread alone, so outputs may be inputs.
 
-#define NORM_KEEP 8u
+#define NORM_KEEP 4u
 #define NORM_WEIGHT 1u  // y *= w
 #define NORM_MUL 2u     // y *= s
 #define NORM_BEFORE 4u  // x + r is normalised
 #define NORM_AFTER 8u   // r is added to the result
 
-template <uint WHAT, class T> KN_FN float4 norm_load4(KN_GLOBAL const T* x, KN_GLOBAL const T* r, ulong i) {
-  const float4 a = kn_load4(x + i);
-  if (!(WHAT & NORM_BEFORE)) return a;
-  const float4 b = kn_load4(r + i);
-  return kn_f4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
-}
+// Groups of four elements in 16 bytes of a type.
+template <class T> struct NormFours { enum : uint { OF = 2 }; };
+template <> struct NormFours<float> { enum : uint { OF = 1 }; };
 
-template <uint WHAT, class T> KN_FN float norm_load(KN_GLOBAL const T* x, KN_GLOBAL const T* r, ulong i) {
+template <uint N> KN_FN void norm_get(KN_GLOBAL const float* p, KN_PRIVATE float4 (&v)[N]) {
+  KN_UNROLL for (uint i = 0; i < N; ++i) v[i] = kn_load4(p + 4 * i);
+}
+template <uint N, class T> KN_FN void norm_get(KN_GLOBAL const T* p, KN_PRIVATE float4 (&v)[N]) {
+  const uint4 w = kn_load16(p);
+  const float2 a = kn_unpack<T>(w.x), b = kn_unpack<T>(w.y), c = kn_unpack<T>(w.z), d = kn_unpack<T>(w.w);
+  v[0] = kn_f4(a.x, a.y, b.x, b.y);
+  v[1] = kn_f4(c.x, c.y, d.x, d.y);
+}
+KN_FN void norm_set(KN_GLOBAL float* p, KN_PRIVATE const float4 (&v)[1]) { kn_store4(p, v[0]); }
+template <class T> KN_FN void norm_set(KN_GLOBAL T* p, KN_PRIVATE const float4 (&v)[2]) {
+  kn_store16(p, kn_u4(kn_pack<T>(v[0].x, v[0].y), kn_pack<T>(v[0].z, v[0].w), kn_pack<T>(v[1].x, v[1].y), kn_pack<T>(v[1].z, v[1].w)));
+}
+KN_FN float4 norm_times(float4 a, float4 b) { return kn_f4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w); }
+KN_FN float4 norm_plus(float4 a, float4 b) { return kn_f4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+KN_FN float norm_square(float4 v) { return v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w); }
+
+template <uint WHAT, uint N, class T>
+KN_FN void norm_load(KN_GLOBAL const T* x, KN_GLOBAL const T* r, ulong i, KN_PRIVATE float4 (&v)[N]) {
+  norm_get<N>(x + i, v);
+  if (WHAT & NORM_BEFORE) {
+    float4 b[N];
+    norm_get<N>(r + i, b);
+    KN_UNROLL for (uint j = 0; j < N; ++j) v[j] = norm_plus(v[j], b[j]);
+  }
+}
+template <uint WHAT, class T> KN_FN float norm_load1(KN_GLOBAL const T* x, KN_GLOBAL const T* r, ulong i) {
   const float v = kn_to_f32(x[i]);
   return WHAT & NORM_BEFORE ? v + kn_to_f32(r[i]) : v;
 }
@@ -32,72 +56,81 @@ KN_FN float norm_value(float v, float scale, KN_GLOBAL const W* w, KN_GLOBAL con
   return v;
 }
 
-template <uint WHAT, class W> KN_FN float4 norm_weight4(KN_GLOBAL const W* w, uint c) {
-  return WHAT & NORM_WEIGHT ? kn_load4(w + c) : kn_f4(1, 1, 1, 1);
+template <uint WHAT, uint N, class W> KN_FN void norm_weights(KN_GLOBAL const W* w, uint c, KN_PRIVATE float4 (&f)[N]) {
+  if (WHAT & NORM_WEIGHT) norm_get<N>(w + c, f);
 }
 
-template <uint WHAT, class T>
-KN_FN float4 norm_value4(float4 v, float scale, float4 f, KN_GLOBAL const T* s, KN_GLOBAL const T* r, ulong i) {
-  v = kn_f4(v.x * scale, v.y * scale, v.z * scale, v.w * scale);
-  if (WHAT & NORM_WEIGHT) v = kn_f4(v.x * f.x, v.y * f.y, v.z * f.z, v.w * f.w);
+// Stores the results of `u`, whose weights are `f`, and `u` itself where it is kept.
+template <uint WHAT, uint N, class T>
+KN_FN void norm_store(KN_PRIVATE const float4 (&u)[N], float scale, KN_PRIVATE const float4 (&f)[N], KN_GLOBAL const T* s, KN_GLOBAL const T* r,
+                      KN_GLOBAL T* y, KN_GLOBAL T* sum, bool keep_sum, ulong i) {
+  float4 v[N], g[N];
+  KN_UNROLL for (uint j = 0; j < N; ++j) {
+    v[j] = kn_f4(u[j].x * scale, u[j].y * scale, u[j].z * scale, u[j].w * scale);
+    if (WHAT & NORM_WEIGHT) v[j] = norm_times(v[j], f[j]);
+  }
   if (WHAT & NORM_MUL) {
-    const float4 f = kn_load4(s + i);
-    v = kn_f4(v.x * f.x, v.y * f.y, v.z * f.z, v.w * f.w);
+    norm_get<N>(s + i, g);
+    KN_UNROLL for (uint j = 0; j < N; ++j) v[j] = norm_times(v[j], g[j]);
   }
   if (WHAT & NORM_AFTER) {
-    const float4 f = kn_load4(r + i);
-    v = kn_f4(v.x + f.x, v.y + f.y, v.z + f.z, v.w + f.w);
+    norm_get<N>(r + i, g);
+    KN_UNROLL for (uint j = 0; j < N; ++j) v[j] = norm_plus(v[j], g[j]);
   }
-  return v;
+  norm_set(y + i, v);
+  if (keep_sum) norm_set(sum + i, u);
 }
-
-KN_FN float norm_square(float4 v) { return v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w); }
 
 // One row. Operands that a kernel lacks are any pointer of the type; `sum` is written if `keep_sum`.
 template <uint WHAT, class T, class W>
 KN_FN void norm_row(KN_GLOBAL const T* x, KN_GLOBAL const T* r, KN_GLOBAL const W* w, KN_GLOBAL const T* s, KN_GLOBAL T* y,
                     KN_GLOBAL T* sum, bool keep_sum, uint dim, float eps, ulong row, KN_LOCAL float* scratch, uint t, uint n, uint lane,
                     uint warp) {
-  const uint bytes = 4 * (uint)sizeof(T);
-  const bool vector = dim % 4 == 0 && kn_aligned(x, bytes) && kn_aligned(y, bytes) && kn_aligned(r, bytes) && kn_aligned(s, bytes) &&
-                      kn_aligned(w, 4 * (uint)sizeof(W)) && (!keep_sum || kn_aligned(sum, bytes));
-  float4 keep[NORM_KEEP], first = kn_f4(1, 1, 1, 1);
+  constexpr uint N = NormFours<T>::OF, PIECE = 4 * N, PIECES = NORM_KEEP / N;
+  const bool vector = dim % PIECE == 0 && kn_aligned(x, 16) && kn_aligned(y, 16) && kn_aligned(r, 16) && kn_aligned(s, 16) && kn_aligned(w, 16) &&
+                      (!keep_sum || kn_aligned(sum, 16));
+  float4 keep[PIECES][N], first[N];
   float squares = 0;
   if (vector) {
-    if (4 * t < dim) first = norm_weight4<WHAT>(w, 4 * t);
-    KN_UNROLL for (uint k = 0; k < NORM_KEEP; ++k) {
-      const uint c = 4 * (t + n * k);
-      if (c < dim) {
-        keep[k] = norm_load4<WHAT>(x, r, row + c);
-        squares += norm_square(keep[k]);
+    if (PIECE * t < dim) norm_weights<WHAT, N>(w, PIECE * t, first);
+    KN_UNROLL for (uint k = 0; k < PIECES; ++k) {
+      const uint c = PIECE * (t + n * k);
+      if (c < dim) norm_load<WHAT, N>(x, r, row + c, keep[k]);
+    }
+    KN_UNROLL for (uint k = 0; k < PIECES; ++k) {
+      if (PIECE * (t + n * k) < dim) {
+        KN_UNROLL for (uint j = 0; j < N; ++j) squares += norm_square(keep[k][j]);
       }
     }
-    for (uint c = 4 * (t + n * NORM_KEEP); c < dim; c += 4 * n) squares += norm_square(norm_load4<WHAT>(x, r, row + c));
+    for (uint c = PIECE * (t + n * PIECES); c < dim; c += PIECE * n) {
+      float4 v[N];
+      norm_load<WHAT, N>(x, r, row + c, v);
+      KN_UNROLL for (uint j = 0; j < N; ++j) squares += norm_square(v[j]);
+    }
   } else {
     for (uint c = t; c < dim; c += n) {
-      const float v = norm_load<WHAT>(x, r, row + c);
+      const float v = norm_load1<WHAT>(x, r, row + c);
       squares += v * v;
     }
   }
   const float scale = kn_rsqrt(kn_block_sum(squares, scratch, n / KN_WARP, lane, warp) / (float)dim + eps);
   if (vector) {
-    KN_UNROLL for (uint k = 0; k < NORM_KEEP; ++k) {
-      const uint c = 4 * (t + n * k);
+    KN_UNROLL for (uint k = 0; k < PIECES; ++k) {
+      const uint c = PIECE * (t + n * k);
       if (c < dim) {
-        const float4 v = norm_value4<WHAT>(keep[k], scale, k == 0 ? first : norm_weight4<WHAT>(w, c), s, r, row + c);
-        kn_store4(y + row + c, v);
-        if (keep_sum) kn_store4(sum + row + c, keep[k]);
+        if (k > 0) norm_weights<WHAT, N>(w, c, first);
+        norm_store<WHAT, N>(keep[k], scale, first, s, r, y, sum, keep_sum, row + c);
       }
     }
-    for (uint c = 4 * (t + n * NORM_KEEP); c < dim; c += 4 * n) {
-      const float4 u = norm_load4<WHAT>(x, r, row + c);
-      const float4 v = norm_value4<WHAT>(u, scale, norm_weight4<WHAT>(w, c), s, r, row + c);
-      kn_store4(y + row + c, v);
-      if (keep_sum) kn_store4(sum + row + c, u);
+    for (uint c = PIECE * (t + n * PIECES); c < dim; c += PIECE * n) {
+      float4 v[N];
+      norm_load<WHAT, N>(x, r, row + c, v);
+      norm_weights<WHAT, N>(w, c, first);
+      norm_store<WHAT, N>(v, scale, first, s, r, y, sum, keep_sum, row + c);
     }
   } else {
     for (uint c = t; c < dim; c += n) {
-      const float u = norm_load<WHAT>(x, r, row + c);
+      const float u = norm_load1<WHAT>(x, r, row + c);
       y[row + c] = kn_from_f32<T>(norm_value<WHAT>(u, scale, w, s, r, c, row + c));
       if (keep_sum) sum[row + c] = kn_from_f32<T>(u);
     }

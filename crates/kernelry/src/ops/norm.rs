@@ -33,10 +33,10 @@ crate::params! {
     }
 }
 
-/// Threads of a row, which takes four elements each at once. Few rows leave most of a GPU idle: what counts is the time of one row.
+/// Threads of a row, which keep 16 elements each. Few rows leave most of a GPU idle: what counts is the time of one row.
 fn row_threads(rows: u32, dim: u32) -> u32 {
-    let most = if rows <= 128 { 1024 } else { 256 };
-    (dim / 4).checked_next_power_of_two().unwrap_or(most).clamp(64, most)
+    let each = if rows <= 128 { 4 } else { 16 };
+    (dim / each).checked_next_power_of_two().unwrap_or(1024).clamp(64, 1024)
 }
 
 /// A row kernel: one thread group a row.
