@@ -7,9 +7,10 @@
 //
 // The weight is scale * code + offset, where scale differs between the halves of a group in formats with HALVES. scale * code is exact in f32.
 //
-// The row kernels take one of two other forms. `bytes`: the codes of a quarter as two words of signed bytes, times 2^BYTE_SHIFT. `small` f16, in four words: a code as the last bits of an f16, which costs nothing, is
-// 2^-24 times the code, exactly. It is LESS too large, then times 2^SHIFT. PLACED: 16 times that in odd groups (BLK_ODD) or in the second four
-// values (BLK_SECOND), to be met by activations that are 16 times smaller there; BLK_NEIGHBOURS: values (0, 1), (2, 3) of each four.
+// The row kernels take one of two other forms. `bytes`: the codes of a quarter as two words of signed bytes, times 2^BYTE_SHIFT. `small` f16, in four
+// words as above: a code as the last bits of an f16, which costs nothing, is 2^-24 times the code, exactly. It is LESS too large, then times
+// 2^SHIFT. PLACED: 16 times that in odd groups (BLK_ODD) or in the second four values (BLK_SECOND), to be met by activations that are 16 times
+// smaller there; BLK_NEIGHBOURS: small words have values (0, 1), (2, 3) of each four, and words of bytes 0 16 1 17 and 2 18 3 19.
 //
 // A format: LEN values in BYTES bytes; GROUPS of 32 in a block; Word, the widest unit that its fields are aligned to (P is a pointer to Word or to
 // ushort in any address space); Q words of codes of a quarter, H words of a head. OFFSET: whether there is an offset. PLAIN: scale and offset
@@ -95,31 +96,32 @@ struct BlkQ4_0 {
 };
 
 struct BlkIQ4_NL {
-  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 1, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, BYTE_SHIFT = 0, SHIFT = 0, LESS = 128, PLACED = BLK_NEIGHBOURS, STRIDE = 176 };
+  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, BYTE_SHIFT = 0, SHIFT = 0, LESS = 128, PLACED = BLK_NEIGHBOURS, STRIDE = 176 };
   typedef ushort Word;
-  template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) { q[0] = blk_u32(p, 2 + 4 * t); }
+  template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) {
+    q[0] = blk_u16(p, 2 + 4 * t);
+    q[1] = blk_u16(p, 4 + 4 * t);
+  }
   template <class P> static KN_FN void head(P p, uint, KN_PRIVATE uint (&h)[H]) { h[0] = blk_u16(p, 0); }
   // Four nibbles through the table of 16 values, -127 -104 -83 -65 -49 -35 -22 -10 1 13 25 38 53 69 89 113, each 128 too large where `more` is
-  // 0x80808080.
+  // 0x80808080: values i, 16 + i, i + 1, 17 + i.
   static KN_FN uint look_up(uint w, uint more) {
     const uint index = w & 0x7777u;
     const uint low = kn_permute(0xbfad9881u ^ more, 0xf6eaddcfu ^ more, index), high = kn_permute(0x26190d01u ^ more, 0x71594535u ^ more, index);
-    return kn_permute(low, high, ((w >> 1) & 0x4444u) | 0x3210u);
+    return kn_permute(low, high, ((w & 0x8888u) >> 1) | 0x3210u);
   }
   static KN_FN void codes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[4]) {
-    const uint a = look_up(q[0] & 0xffffu, 0x80808080u), b = look_up(q[0] >> 16, 0x80808080u);
+    const uint a = look_up(q[0], 0x80808080u), b = look_up(q[1], 0x80808080u);
     blk_bytes(kn_permute(a, b, 0x6420u), 0xe480e480u, c[0], c[1]);  // -1152
     blk_bytes(kn_permute(a, b, 0x7531u), 0xe480e480u, c[2], c[3]);
   }
   static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[2]) {
-    const uint a = look_up(q[0] & 0xffffu, 0), b = look_up(q[0] >> 16, 0);
-    c[0] = kn_permute(a, b, 0x6420u);
-    c[1] = kn_permute(a, b, 0x7531u);
+    c[0] = look_up(q[0], 0);
+    c[1] = look_up(q[1], 0);
   }
-  // Values (0, 1), (2, 3), then those of the second four: as they come out of the table.
   static KN_FN void small(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[4]) {
-    blk_small(look_up(q[0] & 0xffffu, 0x80808080u), c[0], c[2]);
-    blk_small(look_up(q[0] >> 16, 0x80808080u), c[1], c[3]);
+    blk_small(look_up(q[0], 0x80808080u), c[0], c[2]);
+    blk_small(look_up(q[1], 0x80808080u), c[1], c[3]);
   }
   BLK_APART
   static KN_FN void scale(KN_PRIVATE const uint (&h)[H], uint, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) {
