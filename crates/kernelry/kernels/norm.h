@@ -3,7 +3,7 @@
 //
 // One block a row, of 1024 threads where there are few rows, f32 accumulation, one rounding at the end. Threads take 16 bytes in turn and keep
 // their first NORM_KEEP groups of four elements in registers, so that a row of up to 256 threads * 16 elements is read once; the rest of a longer row is read
-// again. The weights of the first 16 bytes are on their way while the sum is made. Rows that do not allow such loads take one element at a time. Each
+// again. The weights are on their way while the sum is made. Rows that do not allow such loads take one element at a time. Each
 // element is read and written by one thread alone, so outputs may be inputs.
 
 #define NORM_KEEP 4u
@@ -89,13 +89,16 @@ KN_FN void norm_row(KN_GLOBAL const T* x, KN_GLOBAL const T* r, KN_GLOBAL const 
   constexpr uint N = NormFours<T>::OF, PIECE = 4 * N, PIECES = NORM_KEEP / N;
   const bool vector = dim % PIECE == 0 && kn_aligned(x, 16) && kn_aligned(y, 16) && kn_aligned(r, 16) && kn_aligned(s, 16) && kn_aligned(w, 16) &&
                       (!keep_sum || kn_aligned(sum, 16));
-  float4 keep[PIECES][N], first[N];
+  float4 keep[PIECES][N], weights[PIECES][N], v[N], f[N];
   float squares = 0;
   if (vector) {
-    if (PIECE * t < dim) norm_weights<WHAT, N>(w, PIECE * t, first);
     KN_UNROLL for (uint k = 0; k < PIECES; ++k) {
       const uint c = PIECE * (t + n * k);
       if (c < dim) norm_load<WHAT, N>(x, r, row + c, keep[k]);
+    }
+    KN_UNROLL for (uint k = 0; k < PIECES; ++k) {
+      const uint c = PIECE * (t + n * k);
+      if (c < dim) norm_weights<WHAT, N>(w, c, weights[k]);
     }
     KN_UNROLL for (uint k = 0; k < PIECES; ++k) {
       if (PIECE * (t + n * k) < dim) {
@@ -103,7 +106,6 @@ KN_FN void norm_row(KN_GLOBAL const T* x, KN_GLOBAL const T* r, KN_GLOBAL const 
       }
     }
     for (uint c = PIECE * (t + n * PIECES); c < dim; c += PIECE * n) {
-      float4 v[N];
       norm_load<WHAT, N>(x, r, row + c, v);
       KN_UNROLL for (uint j = 0; j < N; ++j) squares += norm_square(v[j]);
     }
@@ -118,15 +120,13 @@ KN_FN void norm_row(KN_GLOBAL const T* x, KN_GLOBAL const T* r, KN_GLOBAL const 
     KN_UNROLL for (uint k = 0; k < PIECES; ++k) {
       const uint c = PIECE * (t + n * k);
       if (c < dim) {
-        if (k > 0) norm_weights<WHAT, N>(w, c, first);
-        norm_store<WHAT, N>(keep[k], scale, first, s, r, y, sum, keep_sum, row + c);
+        norm_store<WHAT, N>(keep[k], scale, weights[k], s, r, y, sum, keep_sum, row + c);
       }
     }
     for (uint c = PIECE * (t + n * PIECES); c < dim; c += PIECE * n) {
-      float4 v[N];
       norm_load<WHAT, N>(x, r, row + c, v);
-      norm_weights<WHAT, N>(w, c, first);
-      norm_store<WHAT, N>(v, scale, first, s, r, y, sum, keep_sum, row + c);
+      norm_weights<WHAT, N>(w, c, f);
+      norm_store<WHAT, N>(v, scale, f, s, r, y, sum, keep_sum, row + c);
     }
   } else {
     for (uint c = t; c < dim; c += n) {

@@ -65,6 +65,23 @@ KN_FN uint kn_byte(uint w, uint i) { return (w >> (8 * i)) & 0xffu; }
 KN_FN int kn_sbyte(uint w, uint i) { return ((int)(w << (24 - 8 * i))) >> 24; }
 KN_FN uint kn_nibble(uint w, uint i) { return (w >> (4 * i)) & 0xfu; }
 
+// As kn_permute, but a nibble of 8 or more gives eight times the sign of the byte that it would take if it were 8 less.
+#ifndef KN_HAS_PERMUTE_SIGNS
+KN_FN uint kn_permute_signs(uint a, uint b, uint sel) {
+  const uint byte = kn_permute(a, b, sel & 0x7777u);
+  const uint bits = (sel >> 3 & 1u) * 0xffu | (sel >> 7 & 1u) * 0xff00u | (sel >> 11 & 1u) * 0xff0000u | (sel >> 15 & 1u) * 0xff000000u;
+  return (bits & ((byte >> 7 & 0x01010101u) * 0xffu)) | (~bits & byte);
+}
+#endif
+
+// Where blocks do not come in pairs, each is one by itself.
+#ifndef KN_HAS_PAIRS
+KN_FN uint kn_pair_rank() { return 0; }
+KN_FN void kn_pair_put(KN_LOCAL uint4*, uint4) {}
+KN_FN void kn_pair_put(KN_LOCAL float*, float) {}
+KN_FN void kn_pair_barrier() { kn_barrier(); }
+#endif
+
 // Says that 128 bytes around the address will be read soon; does nothing where a target has no such thing.
 #ifndef KN_HAS_PREFETCH
 KN_FN void kn_prefetch(KN_GLOBAL const void*) {}
@@ -103,7 +120,7 @@ KN_FN float kn_block_max(float v, KN_LOCAL float* scratch, uint warps, uint lane
   return best;
 }
 
-// Integer matrix unit: D[16, 8] = A[16, 32] B[32, 8] over a warp of 32 lanes, signed bytes, exact sums in 32 bits. D words are where those
+// Integer matrix unit: D[16, 8] += A[16, 32] B[32, 8] over a warp of 32 lanes, signed bytes, exact sums in 32 bits. D words are where those
 // of kn_mma are; A word i is at row `lane / 4 + 8 * (i % 2)`, k `4 * (lane % 4) + 16 * (i / 2)` and three more; B word i at the same k with
 // i / 2 = i, column `lane / 4`.
 KN_FN int kn_dot_s8(uint a, uint b, int sum) {
@@ -112,7 +129,6 @@ KN_FN int kn_dot_s8(uint a, uint b, int sum) {
 }
 #if !defined(KN_HAS_MMA) && !defined(KN_OWN_MMA)
 KN_FN void kn_mma_s8(KN_PRIVATE int (&d)[4], KN_PRIVATE const uint (&a)[4], uint b0, uint b1, uint lane) {
-  d[0] = d[1] = d[2] = d[3] = 0;
   for (uint i = 0; i < 8; ++i) {
     const uint row = lane / 4 * 4 + i % 4, col = lane % 4 * 8 + i % 4;
     const uint w0 = kn_shfl(i < 4 ? a[0] : a[2], row), w1 = kn_shfl(i < 4 ? a[1] : a[3], row);

@@ -49,6 +49,23 @@ extern __shared__ __align__(1024) uchar kn_dynamic_shared[];
 #define KN_CHAIN_WAIT
 #endif
 #define KN_CHAIN KN_CHAIN_NEXT; KN_CHAIN_WAIT
+// Pairs of blocks of a kernel defined by KN_KERNEL_CLUSTERS(name, threads, 2, ...), neighbours in x: what one puts lies at the same place of the
+// other's threadgroup memory behind the next barrier of the pair; a barrier comes before the first, and behind the last.
+#if __CUDA_ARCH__ >= 900
+#define KN_HAS_PAIRS 1
+#define KN_PAIRED(name) extern "C" __device__ uint name##_cluster = 2
+KN_FN uint kn_pair_rank() { uint r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
+KN_FN uint kn_pair_there(const void* p) {
+  uint r;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"((uint)__cvta_generic_to_shared(p)), "r"(kn_pair_rank() ^ 1));
+  return r;
+}
+KN_FN void kn_pair_put(KN_LOCAL uint4* p, uint4 v) {
+  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(kn_pair_there(p)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+KN_FN void kn_pair_put(KN_LOCAL float* p, float v) { asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(kn_pair_there(p)), "f"(v) : "memory"); }
+KN_FN void kn_pair_barrier() { asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+#endif
 #define KN_KERNEL_CLUSTERS(name, block, blocks, P, ...) \
   extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(block, 1) name(__VA_ARGS__, const P p)
 
@@ -139,6 +156,8 @@ KN_FN uint kn_pack_bf16(float a, float b) { uint r; asm("cvt.rn.bf16x2.f32 %0, %
 // Pairs of f16 in a word: a * b + c with one rounding each. Four bytes out of the eight of (a, b), by the nibbles of `sel` (0..7).
 KN_FN uint kn_fma_h2(uint a, uint b, uint c) { uint r; asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c)); return r; }
 KN_FN uint kn_permute(uint a, uint b, uint sel) { return __byte_perm(a, b, sel); }
+#define KN_HAS_PERMUTE_SIGNS 1
+KN_FN uint kn_permute_signs(uint a, uint b, uint sel) { uint r; asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(sel)); return r; }
 
 // Copies 16 bytes to threadgroup memory behind the thread's back; `kn_async_wait<N>` leaves at most N commits in flight.
 #define KN_HAS_ASYNC_COPY 1
@@ -165,8 +184,8 @@ KN_MMA(kn_mma_f16, "f16")
 KN_MMA(kn_mma_bf16, "bf16")
 #undef KN_MMA
 KN_FN void kn_mma_s8(int (&d)[4], const uint (&a)[4], uint b0, uint b1, uint) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
-      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(0));
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 // Four 8x8 tiles of 16-bit values from threadgroup memory into fragment words; `row` is the 16-byte row that this lane points at.
 KN_FN void kn_ldmatrix4(uint (&r)[4], KN_LOCAL const ushort* row) {

@@ -292,7 +292,6 @@ KN_CALL void kn_mma_s8(int (&d)[4], const uint (&a)[4], uint b0, uint b1, uint l
   const uint mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
   uint all[32][6];
   kn_host.gather(kn_current, mine, 6, all[0], __builtin_return_address(0));
-  d[0] = d[1] = d[2] = d[3] = 0;
   for (uint i = 0; i < 8; ++i) {
     const uint h = i / 4, row = lane / 4 * 4 + i % 4, col = lane % 4 * 8 + i % 4;
     for (uint j = 0; j < 4; ++j) d[j] = kn_dot_s8(all[row][2 * h + j / 2], all[col + 4 * (j % 2)][4 + h], d[j]);

@@ -7,8 +7,8 @@
 //
 // The weight is scale * code + offset, where scale differs between the halves of a group in formats with HALVES. scale * code is exact in f32.
 //
-// The row kernels take one of two other forms. `bytes`: the codes of a quarter as two words of signed bytes, times 2^BYTE_SHIFT. `small` f16, in four
-// words as above: a code as the last bits of an f16, which costs nothing, is 2^-24 times the code, exactly. It is LESS too large, then times
+// The row kernels take one of two other forms. `bytes`: the codes of a quarter as two words of signed bytes, times 2^BYTE_SHIFT, or as the
+// sums of two such where BYTE_WORDS is four. `small` f16, in four words as above: a code as the last bits of an f16, which costs nothing, is 2^-24 times the code, exactly. It is LESS too large, then times
 // 2^SHIFT. PLACED: 16 times that in odd groups (BLK_ODD) or in the second four values (BLK_SECOND), to be met by activations that are 16 times
 // smaller there; BLK_NEIGHBOURS: small words have values (0, 1), (2, 3) of each four, and words of bytes 0 16 1 17 and 2 18 3 19.
 //
@@ -70,7 +70,7 @@ KN_FN void blk_nibbles(uint w, uint bias, uint bias16, KN_PRIVATE uint (&c)[4]) 
   static KN_FN void whole(KN_PRIVATE const uint (&)[S], KN_PRIVATE float& scale, KN_PRIVATE float& offset) { scale = offset = 1; }
 
 struct BlkQ4_0 {
-  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 1, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, BYTE_SHIFT = 4, SHIFT = 0, LESS = 8, PLACED = BLK_SECOND, STRIDE = 176 };
+  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 1, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, BYTE_WORDS = 2, BYTE_SHIFT = 4, SHIFT = 0, LESS = 8, PLACED = BLK_SECOND, STRIDE = 176 };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) { q[0] = blk_u32(p, 2 + 4 * t); }
   template <class P> static KN_FN void head(P p, uint, KN_PRIVATE uint (&h)[H]) { h[0] = blk_u16(p, 0); }
@@ -96,32 +96,36 @@ struct BlkQ4_0 {
 };
 
 struct BlkIQ4_NL {
-  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, BYTE_SHIFT = 0, SHIFT = 0, LESS = 128, PLACED = BLK_NEIGHBOURS, STRIDE = 176 };
+  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, BYTE_WORDS = 4, BYTE_SHIFT = 0, SHIFT = 0, LESS = 128, PLACED = BLK_NEIGHBOURS, STRIDE = 176 };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u16(p, 2 + 4 * t);
     q[1] = blk_u16(p, 4 + 4 * t);
   }
   template <class P> static KN_FN void head(P p, uint, KN_PRIVATE uint (&h)[H]) { h[0] = blk_u16(p, 0); }
-  // Four nibbles through the table of 16 values, -127 -104 -83 -65 -49 -35 -22 -10 1 13 25 38 53 69 89 113, each 128 too large where `more` is
-  // 0x80808080: values i, 16 + i, i + 1, 17 + i.
-  static KN_FN uint look_up(uint w, uint more) {
+  // Four nibbles through the table of 16 values, -127 -104 -83 -65 -49 -35 -22 -10 1 13 25 38 53 69 89 113, each 128 too large: values
+  // i, 16 + i, i + 1, 17 + i.
+  static KN_FN uint look_up(uint w) {
     const uint index = w & 0x7777u;
-    const uint low = kn_permute(0xbfad9881u ^ more, 0xf6eaddcfu ^ more, index), high = kn_permute(0x26190d01u ^ more, 0x71594535u ^ more, index);
+    const uint low = kn_permute(0x3f2d1801u, 0x766a5d4fu, index), high = kn_permute(0xa6998d81u, 0xf1d9c5b5u, index);
     return kn_permute(low, high, ((w & 0x8888u) >> 1) | 0x3210u);
   }
   static KN_FN void codes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[4]) {
-    const uint a = look_up(q[0], 0x80808080u), b = look_up(q[1], 0x80808080u);
+    const uint a = look_up(q[0]), b = look_up(q[1]);
     blk_bytes(kn_permute(a, b, 0x6420u), 0xe480e480u, c[0], c[1]);  // -1152
     blk_bytes(kn_permute(a, b, 0x7531u), 0xe480e480u, c[2], c[3]);
   }
-  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[2]) {
-    c[0] = look_up(q[0], 0);
-    c[1] = look_up(q[1], 0);
+  // As the sum of two look-ups: a nibble that is beyond one half of the table gives eight times the sign of what it would meet, -1 in the half of
+  // negative values and 0 in the other, whose values are one larger for that.
+  static KN_FN void bytes(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[4]) {
+    for (uint i = 0; i < 2; ++i) {
+      c[i] = kn_permute_signs(0xbfad9881u, 0xf6eaddcfu, q[i]);
+      c[2 + i] = kn_permute_signs(0x271a0e02u, 0x725a4636u, q[i] ^ 0x8888u);
+    }
   }
   static KN_FN void small(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[4]) {
-    blk_small(look_up(q[0], 0x80808080u), c[0], c[2]);
-    blk_small(look_up(q[1], 0x80808080u), c[1], c[3]);
+    blk_small(look_up(q[0]), c[0], c[2]);
+    blk_small(look_up(q[1]), c[1], c[3]);
   }
   BLK_APART
   static KN_FN void scale(KN_PRIVATE const uint (&h)[H], uint, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) {
@@ -131,7 +135,7 @@ struct BlkIQ4_NL {
 };
 
 struct BlkQ8_0 {
-  enum { LEN = 32, BYTES = 34, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, BYTE_SHIFT = 0, SHIFT = 0, LESS = 128, PLACED = 0, STRIDE = 304 };
+  enum { LEN = 32, BYTES = 34, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, BYTE_WORDS = 2, BYTE_SHIFT = 0, SHIFT = 0, LESS = 128, PLACED = 0, STRIDE = 304 };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 2 + 4 * t);
@@ -160,7 +164,7 @@ struct BlkQ8_0 {
 };
 
 struct BlkQ5_1 {
-  enum { LEN = 32, BYTES = 24, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 1, PLAIN = 1, S = 1, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = 0, STRIDE = 208 };
+  enum { LEN = 32, BYTES = 24, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 1, PLAIN = 1, S = 1, BYTE_WORDS = 2, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = 0, STRIDE = 208 };
   typedef uint Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 8 + 4 * t);
@@ -223,7 +227,7 @@ KN_FN void blk_k_scale(KN_PRIVATE const uint (&h)[4], uint g, KN_PRIVATE float& 
   }
 
 struct BlkQ4_K {
-  enum { LEN = 256, BYTES = 144, GROUPS = 8, Q = 2, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0, S = 5, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = BLK_ODD, STRIDE = 144 };
+  enum { LEN = 256, BYTES = 144, GROUPS = 8, Q = 2, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0, S = 5, BYTE_WORDS = 2, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = BLK_ODD, STRIDE = 144 };
   typedef uint Word;
   template <class P> static KN_FN void load(P p, uint g, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 16 + 32 * (g / 2) + 4 * t);
@@ -253,7 +257,7 @@ struct BlkQ4_K {
 };
 
 struct BlkQ5_K {
-  enum { LEN = 256, BYTES = 176, GROUPS = 8, Q = 4, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0, S = 5, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = BLK_ODD, STRIDE = 176 };
+  enum { LEN = 256, BYTES = 176, GROUPS = 8, Q = 4, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0, S = 5, BYTE_WORDS = 2, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = BLK_ODD, STRIDE = 176 };
   typedef uint Word;
   template <class P> static KN_FN void load(P p, uint g, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 48 + 32 * (g / 2) + 4 * t);
@@ -288,7 +292,7 @@ struct BlkQ5_K {
 };
 
 struct BlkQ6_K {
-  enum { LEN = 256, BYTES = 210, GROUPS = 8, Q = 4, H = 2, HALVES = 1, OFFSET = 0, PLAIN = 0, S = 1, BYTE_SHIFT = 2, SHIFT = 2, LESS = 128, PLACED = 0, STRIDE = 240 };
+  enum { LEN = 256, BYTES = 210, GROUPS = 8, Q = 4, H = 2, HALVES = 1, OFFSET = 0, PLAIN = 0, S = 1, BYTE_WORDS = 2, BYTE_SHIFT = 2, SHIFT = 2, LESS = 128, PLACED = 0, STRIDE = 240 };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint g, uint t, KN_PRIVATE uint (&q)[Q]) {
     const uint low = 64 * (g / 4) + 32 * (g % 2) + 4 * t, high = 128 + 32 * (g / 4) + 4 * t;

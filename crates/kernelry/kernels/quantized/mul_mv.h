@@ -12,6 +12,7 @@
 #define MUL_MV_STAGES(F) (F::STRIDE > 240 ? 2 : F::STRIDE > 176 ? 3 : 4)
 #define MUL_MV_BLOCKS 2
 #define MUL_MV_WORDS 36864
+#define MUL_MV_EXT_PAIRS true
 #define MUL_MV_EXT_WARPS 8
 #define MUL_MV_EXT_STAGES(F, NT) (NT == 1 || F::STRIDE <= 240 ? 2 : 1)
 #define MUL_MV_EXT_BATCH(NT) (NT == 1 ? 4 : 2)
@@ -28,18 +29,30 @@
 #define MUL_MV_SHAPE(F) 8, MUL_MV_STAGES(F), 4, MUL_MV_WORDS
 #define MUL_MV_FUSED_SHAPE(F) 8, (F::STRIDE > 240 && MUL_MV_STAGES(F) == 2 && MUL_MV_WORDS < 32768 ? 1 : MUL_MV_STAGES(F)), 4, MUL_MV_WORDS
 #define MUL_MV_EXT_SHAPE(F, NT) MUL_MV_EXT_WARPS, MUL_MV_EXT_STAGES(F, NT), MUL_MV_EXT_BATCH(NT), MUL_MV_EXT_WORDS
+#define MUL_MV_WORDS_OF(NAME, WARPS, WORDS) \
+  KN_DYNAMIC_SHARED(NAME, 4 * (WORDS));     \
+  KN_RESIDENT(NAME, 32 * (WARPS), 1);       \
+  KN_CHAINED(NAME, 1)
 #define MUL_MV_KERNEL(NAME, WARPS, BLOCKS, WORDS, P, ...)                                                        \
-  KN_DYNAMIC_SHARED(NAME, 4 * (WORDS));                                                                          \
-  KN_RESIDENT(NAME, 32 * (WARPS), 1);                                                                            \
-  KN_CHAINED(NAME, 1);                                                                                           \
+  MUL_MV_WORDS_OF(NAME, WARPS, WORDS);                                                                           \
   KN_KERNEL_BLOCKS(NAME, 32 * (WARPS), BLOCKS, P, KN_IN_ALIAS(0, uchar, w), KN_IN_ALIAS(1, float, x), __VA_ARGS__) { \
     KN_LOCAL uint* shared = (KN_LOCAL uint*)kn_dynamic_shared; KN_CHAIN_NEXT;
 #define MUL_MV_BEGIN(NAME, P, ...) MUL_MV_KERNEL(NAME, 8, MUL_MV_BLOCKS, MUL_MV_WORDS, P, __VA_ARGS__)
 #define MUL_MV_FUSED_BEGIN(NAME, P, ...) MUL_MV_BEGIN(NAME, P, __VA_ARGS__)
+#ifdef MUL_MV_EXT_PAIRS
+#define MUL_MV_EXT_BEGIN(NAME)                                                                                         \
+  MUL_MV_WORDS_OF(NAME, MUL_MV_EXT_WARPS, MUL_MV_EXT_WORDS);                                                           \
+  KN_PAIRED(NAME);                                                                                                     \
+  KN_KERNEL_CLUSTERS(NAME, 32 * MUL_MV_EXT_WARPS, 2, MulMvExtParams, KN_IN_ALIAS(0, uchar, w), KN_IN_ALIAS(1, float, x), KN_OUT(2, float, y)) { \
+    KN_LOCAL uint* shared = (KN_LOCAL uint*)kn_dynamic_shared; KN_CHAIN_NEXT;
+#else
+#define MUL_MV_EXT_PAIRS false
 #define MUL_MV_EXT_BEGIN(NAME) MUL_MV_KERNEL(NAME, MUL_MV_EXT_WARPS, 1, MUL_MV_EXT_WORDS, MulMvExtParams, KN_OUT(2, float, y))
+#endif
 #else
 #define MUL_MV_SHAPE(F) 2, 1, 1, 8192
 #define MUL_MV_FUSED_SHAPE(F) 1, 1, 2, 8192
+#define MUL_MV_EXT_PAIRS false
 #define MUL_MV_EXT_SHAPE(F, NT) 2, 1, 1, 8192
 #define MUL_MV_KERNEL(NAME, WARPS, P, ...)                                                         \
   KN_RESIDENT(NAME, 32 * (WARPS), 2);                                                              \
@@ -76,7 +89,7 @@
   }
 
 #define MUL_MV_EXT_WITH(F, NT)                                                                                                     \
-  rows_product<RowsHalf<F, NT>, F, MUL_MV_EXT_SHAPE(F, NT)>(w, x + row * p.k, y + row * p.n, p.m, p.n, p.k, KN_GROUP_X, KN_GROUPS_X, shared, \
+  rows_product<RowsHalf<F, NT, MUL_MV_EXT_PAIRS>, F, MUL_MV_EXT_SHAPE(F, NT)>(w, x + row * p.k, y + row * p.n, p.m, p.n, p.k, KN_GROUP_X, KN_GROUPS_X, shared, \
                                                   KN_THREAD_X, KN_LANE, KN_WARP_ID, 0, x, 0, x)
 #define MUL_MV_EXT(NAME, F)                                    \
   MUL_MV_EXT_BEGIN(NAME)                                       \

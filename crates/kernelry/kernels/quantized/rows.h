@@ -85,7 +85,7 @@ template <class M, class F, uint W, uint STAGES, uint BATCH, uint WORDS>
 KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_GLOBAL float* y, uint m, uint n, uint k, uint first, uint step,
                         KN_LOCAL uint* shared, uint tid, uint lane, uint warp, uint with, KN_GLOBAL const float* norm, float eps,
                         KN_GLOBAL const float* residual) {
-  constexpr uint ROWS = M::ROWS, NT = M::NT, OWN = M::OWN, ONE = M::ONE, AHEAD = 4;
+  constexpr uint ROWS = M::ROWS, NT = M::NT, OWN = M::OWN, ONE = M::ONE, AHEAD = M::AHEAD, EACH = W * M::PAIR;
   constexpr uint CHUNK = ROWS_CHUNK(M, F, W, STAGES, BATCH, WORDS), SLICE_BYTES = 8 / F::GROUPS * F::BYTES;
   static_assert(CHUNK > 0 && WORDS > CHUNK, "room for a slice");
   const uint groups = k / 32, all_slices = kn_cdiv(groups, 8), row_bytes = groups / F::GROUPS * F::BYTES;
@@ -100,7 +100,7 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
   KN_LOCAL float* sums = (KN_LOCAL float*)(xs + CHUNK * M::SLICE);
   KN_LOCAL float* inverses = sums + CHUNK * ROWS * 8 * M::SUMS;
   for (uint i = tid; i < M::FIRST; i += 32 * W) ones[i] = 0x01010101u;
-  const uint own_row = M::row(lane);
+  const uint own_row = M::row(lane), rank = M::PAIR == 2 ? kn_pair_rank() : 0;
   const float unit = M::unit(lane);
   const bool even16 = kn_aligned(w, 16) && row_bytes % 16 == 0, vector = kn_aligned(x, 16) && kn_aligned(norm, 16) && k % 4 == 0;
   float square = 0, unnorm = 1;
@@ -127,11 +127,12 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
     }
     if (chunk == 0) { KN_CHAIN_WAIT; }  // weights may be read before, activations not
 
-    kn_barrier();
-    KN_NO_UNROLL for (uint i0 = warp; i0 < slices * ROWS; i0 += AHEAD * W) {
+    if (M::PAIR == 2) kn_pair_barrier();
+    else kn_barrier();
+    KN_NO_UNROLL for (uint i0 = warp * M::PAIR + rank; i0 < slices * ROWS; i0 += AHEAD * EACH) {
       float4 v[AHEAD][2];
       KN_UNROLL for (uint i = 0; i < AHEAD; ++i) {
-        const uint at = i0 + i * W, row = at % ROWS, kx = ((chunk + at / ROWS) * 8 + lane / 4) * 32 + 4 * t;
+        const uint at = i0 + i * EACH, row = at % ROWS, kx = ((chunk + at / ROWS) * 8 + lane / 4) * 32 + 4 * t;
         v[i][0] = v[i][1] = kn_f4(0, 0, 0, 0);
         if (at < slices * ROWS && row < m && kx < k) {
           KN_GLOBAL const float* from = x + (ulong)row * k + kx;
@@ -155,12 +156,12 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
       uint big[AHEAD];
       KN_UNROLL for (uint i = 0; i < AHEAD; ++i) big[i] = kn_warp_max(M::largest(v[i][0], v[i][1]));
       KN_UNROLL for (uint i = 0; i < AHEAD; ++i) {
-        const uint at = i0 + i * W, row = at % ROWS, s = at / ROWS;
+        const uint at = i0 + i * EACH, row = at % ROWS, s = at / ROWS;
         if (at < slices * ROWS) {
           float inverse;
           const float scale = rows_scale<M::BITS>(big[i], inverse);
           M::convert(v[i][0], v[i][1], scale, row, xs + s * M::SLICE, sums + at * 8 * M::SUMS, lane);
-          if (lane == 0) inverses[at] = inverse;
+          if (lane == 0) M::put(inverses + at, inverse);
         }
       }
     }
@@ -168,7 +169,8 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
       square = kn_warp_sum(square);
       if (lane == 0) squares[warp] = square;
     }
-    kn_barrier();
+    if (M::PAIR == 2) kn_pair_barrier();
+    else kn_barrier();
     if (with & ROWS_NORM) {
       square = 0;
       KN_UNROLL for (uint i = 0; i < W; ++i) square += squares[i];

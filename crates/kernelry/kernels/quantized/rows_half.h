@@ -19,9 +19,10 @@ KN_FN void rows_half_split(float x, float y, KN_PRIVATE uint& high, KN_PRIVATE u
   low = kn_pack_f16(x - h.x, y - h.y);
 }
 
-template <class F, uint TILES> struct RowsHalf {
+// With PAIRS of blocks, what one block makes of activations is the other's too.
+template <class F, uint TILES, bool PAIRS> struct RowsHalf {
   // Words of a slice of 256 values in all rows, high parts and low ones by columns; sums of a group, or of its halves where those have scales of their own.
-  enum : uint { NT = TILES, ONE = 0, STEP = 4, ROWS = STEP * NT, GROUP = 32, SLICE = 8 * GROUP * ROWS, SUMS = F::HALVES ? 2 : 1, FIRST = 0, OWN = 2, BITS = 14 };
+  enum : uint { NT = TILES, ONE = 0, STEP = 4, ROWS = STEP * NT, GROUP = 32, SLICE = 8 * GROUP * ROWS, SUMS = F::HALVES ? 2 : 1, FIRST = 0, OWN = 2, BITS = 14, PAIR = PAIRS ? 2 : 1, AHEAD = 8 };
 
   static KN_FN uint largest(float4 a, float4 b) { return kn_max(rows_half_largest(a), rows_half_largest(b)); }
   // Which input row of a tile the results of the lane belong to, what they are too large by, whether the offsets of its weight rows are its own, and
@@ -75,6 +76,11 @@ template <class F, uint TILES> struct RowsHalf {
     }
   }
 
+  template <class T> static KN_FN void put(KN_LOCAL T* to, T v) {
+    *to = v;
+    if (PAIRS) kn_pair_put(to, v);
+  }
+
   // Puts 256 activations of a row, eight values a lane, into a slice, and their sums; `scale` fits them. Columns of a tile are high and low of its
   // first row, of its second, ...
   static KN_FN void convert(float4 a, float4 b, float scale, uint row, KN_LOCAL uint* slice, KN_LOCAL float* sum_to, uint lane) {
@@ -89,9 +95,9 @@ template <class F, uint TILES> struct RowsHalf {
     if (F::HALVES) {
       sum1 += kn_shfl_xor(sum1, 1);
       sum1 += kn_shfl_xor(sum1, 2);
-      if (lane % 4 == 0) sum_to[1] = sum1 * unit;
+      if (lane % 4 == 0) put(sum_to + 1, sum1 * unit);
     }
-    if (lane % 4 == 0) sum_to[0] = sum0 * unit;
+    if (lane % 4 == 0) put(sum_to, sum0 * unit);
     const float first = (F::PLACED & BLK_ODD) && lane / 4 % 2 ? scale * 0.0625f : scale, second = F::PLACED & BLK_SECOND ? scale * 0.0625f : first;
     const bool near = F::PLACED & BLK_NEIGHBOURS;
     uint h[4], l[4];
@@ -99,7 +105,7 @@ template <class F, uint TILES> struct RowsHalf {
     rows_half_split((near ? a.z : a.y) * first, a.w * first, h[1], l[1]);
     rows_half_split(b.x * second, (near ? b.y : b.z) * second, h[2], l[2]);
     rows_half_split((near ? b.z : b.y) * second, b.w * second, h[3], l[3]);
-    *(KN_LOCAL uint4*)to = kn_u4(h[0], h[1], h[2], h[3]);
-    *(KN_LOCAL uint4*)(to + 16) = kn_u4(l[0], l[1], l[2], l[3]);
+    put((KN_LOCAL uint4*)to, kn_u4(h[0], h[1], h[2], h[3]));
+    put((KN_LOCAL uint4*)(to + 16), kn_u4(l[0], l[1], l[2], l[3]));
   }
 };

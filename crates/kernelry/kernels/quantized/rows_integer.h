@@ -26,7 +26,7 @@ KN_FN void rows_integer_parts(float4 v, float scale, KN_PRIVATE uint& mid, KN_PR
 
 template <class F, bool ALONE> struct RowsInteger {
   // Words of a slice of 256 values in all rows; a slice of ones comes FIRST, and more words for the banks.
-  enum : uint { NT = 1, ONE = ALONE, STEP = ALONE ? 1 : 2, ROWS = STEP, GROUP = 24, SLICE = 8 * GROUP * ROWS, SUMS = 1, FIRST = SLICE + 32, OWN = ALONE ? 1 : 2, BITS = 21 };
+  enum : uint { NT = 1, ONE = ALONE, STEP = ALONE ? 1 : 2, ROWS = STEP, GROUP = 24, SLICE = 8 * GROUP * ROWS, SUMS = 1, FIRST = SLICE + 32, OWN = ALONE ? 1 : 2, BITS = 21, PAIR = 1, AHEAD = 4 };
 
   static KN_FN uint largest(float4 a, float4 b) { return kn_max(rows_integer_largest(a), rows_integer_largest(b)); }
   // As in rows_half.h. Even lanes have the sums of mid and high, which count 2^8, odd ones of low and the ones.
@@ -47,7 +47,7 @@ template <class F, bool ALONE> struct RowsInteger {
     const uint t = lane % 4, skip = F::GROUPS == 1 ? g * F::BYTES : 0;
     const int weight = t % 2 ? 0x8080 : 256;  // of the second column of the lane
     KN_LOCAL const typename F::Word* b[2] = {(KN_LOCAL const typename F::Word*)(bytes0 + skip), (KN_LOCAL const typename F::Word*)(bytes1 + skip)};
-    uint c[2][2];
+    uint c[2][F::BYTE_WORDS];
     float s[OWN][2], offset[OWN];
     KN_UNROLL for (uint i = 0; i < 2; ++i) {
       uint q[F::Q];
@@ -60,8 +60,12 @@ template <class F, bool ALONE> struct RowsInteger {
     const uint2 v = *(KN_LOCAL const uint2*)(x + g * ROWS * GROUP);
     KN_UNROLL for (uint side = 0; side < (F::HALVES ? 2 : 1); ++side) {
       const uint all[4] = {side ? 0 : c[0][0], side ? 0 : c[1][0], F::HALVES && !side ? 0 : c[0][1], F::HALVES && !side ? 0 : c[1][1]};
-      int d[4];
+      int d[4] = {0, 0, 0, 0};
       kn_mma_s8(d, all, v.x, v.y, lane);
+      if (F::BYTE_WORDS == 4) {
+        const uint more[4] = {c[0][F::BYTE_WORDS - 2], c[1][F::BYTE_WORDS - 2], c[0][F::BYTE_WORDS - 1], c[1][F::BYTE_WORDS - 1]};
+        kn_mma_s8(d, more, v.x, v.y, lane);
+      }
       if (ALONE) {
         a[0][0] += s[0][side] * (float)((t < 2 ? d[0] : d[2]) + (t < 2 ? d[1] : d[3]) * weight);
       } else {
@@ -72,6 +76,8 @@ template <class F, bool ALONE> struct RowsInteger {
       KN_UNROLL for (uint i = 0; i < OWN; ++i) o[0][i] += offset[i] * sums[g];
     }
   }
+
+  static KN_FN void put(KN_LOCAL float* to, float v) { *to = v; }
 
   // Puts 256 activations of a row, eight values a lane, into a slice, and their sums; `scale` fits them.
   static KN_FN void convert(float4 a, float4 b, float scale, uint row, KN_LOCAL uint* slice, KN_LOCAL float* sum_to, uint lane) {
