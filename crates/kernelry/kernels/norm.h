@@ -3,7 +3,7 @@
 //
 // One block a row, of 1024 threads where there are few rows, f32 accumulation, one rounding at the end. Threads take 16 bytes in turn and keep
 // their first NORM_KEEP groups of four elements in registers, so that a row of up to 256 threads * 16 elements is read once; the rest of a longer row is read
-// again. The weights are on their way while the sum is made. Rows that do not allow such loads take one element at a time. Each
+// again. Weights in f32 of the first 16 bytes are on their way while the sum is made; others would be unpacked before the rest is asked for. Rows that do not allow such loads take one element at a time. Each
 // element is read and written by one thread alone, so outputs may be inputs.
 
 #define NORM_KEEP 4u
@@ -87,18 +87,16 @@ KN_FN void norm_row(KN_GLOBAL const T* x, KN_GLOBAL const T* r, KN_GLOBAL const 
                     KN_GLOBAL T* sum, bool keep_sum, uint dim, float eps, ulong row, KN_LOCAL float* scratch, uint t, uint n, uint lane,
                     uint warp) {
   constexpr uint N = NormFours<T>::OF, PIECE = 4 * N, PIECES = NORM_KEEP / N;
+  constexpr bool EARLY = sizeof(W) == 4;
   const bool vector = dim % PIECE == 0 && kn_aligned(x, 16) && kn_aligned(y, 16) && kn_aligned(r, 16) && kn_aligned(s, 16) && kn_aligned(w, 16) &&
                       (!keep_sum || kn_aligned(sum, 16));
-  float4 keep[PIECES][N], weights[PIECES][N], v[N], f[N];
+  float4 keep[PIECES][N], first[N];
   float squares = 0;
   if (vector) {
+    if (EARLY && PIECE * t < dim) norm_weights<WHAT, N>(w, PIECE * t, first);
     KN_UNROLL for (uint k = 0; k < PIECES; ++k) {
       const uint c = PIECE * (t + n * k);
       if (c < dim) norm_load<WHAT, N>(x, r, row + c, keep[k]);
-    }
-    KN_UNROLL for (uint k = 0; k < PIECES; ++k) {
-      const uint c = PIECE * (t + n * k);
-      if (c < dim) norm_weights<WHAT, N>(w, c, weights[k]);
     }
     KN_UNROLL for (uint k = 0; k < PIECES; ++k) {
       if (PIECE * (t + n * k) < dim) {
@@ -106,6 +104,7 @@ KN_FN void norm_row(KN_GLOBAL const T* x, KN_GLOBAL const T* r, KN_GLOBAL const 
       }
     }
     for (uint c = PIECE * (t + n * PIECES); c < dim; c += PIECE * n) {
+      float4 v[N];
       norm_load<WHAT, N>(x, r, row + c, v);
       KN_UNROLL for (uint j = 0; j < N; ++j) squares += norm_square(v[j]);
     }
@@ -120,13 +119,15 @@ KN_FN void norm_row(KN_GLOBAL const T* x, KN_GLOBAL const T* r, KN_GLOBAL const 
     KN_UNROLL for (uint k = 0; k < PIECES; ++k) {
       const uint c = PIECE * (t + n * k);
       if (c < dim) {
-        norm_store<WHAT, N>(keep[k], scale, weights[k], s, r, y, sum, keep_sum, row + c);
+        if (k > 0 || !EARLY) norm_weights<WHAT, N>(w, c, first);
+        norm_store<WHAT, N>(keep[k], scale, first, s, r, y, sum, keep_sum, row + c);
       }
     }
     for (uint c = PIECE * (t + n * PIECES); c < dim; c += PIECE * n) {
+      float4 v[N];
       norm_load<WHAT, N>(x, r, row + c, v);
-      norm_weights<WHAT, N>(w, c, f);
-      norm_store<WHAT, N>(v, scale, f, s, r, y, sum, keep_sum, row + c);
+      norm_weights<WHAT, N>(w, c, first);
+      norm_store<WHAT, N>(v, scale, first, s, r, y, sum, keep_sum, row + c);
     }
   } else {
     for (uint c = t; c < dim; c += n) {

@@ -154,7 +154,9 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
         }
       }
       uint big[AHEAD];
-      KN_UNROLL for (uint i = 0; i < AHEAD; ++i) big[i] = kn_warp_max(M::largest(v[i][0], v[i][1]));
+      KN_UNROLL for (uint i = 0; i < AHEAD; ++i) {
+        if (i0 + i * EACH < slices * ROWS) big[i] = kn_warp_max(M::largest(v[i][0], v[i][1]));
+      }
       KN_UNROLL for (uint i = 0; i < AHEAD; ++i) {
         const uint at = i0 + i * EACH, row = at % ROWS, s = at / ROWS;
         if (at < slices * ROWS) {
