@@ -53,6 +53,8 @@ pub struct Launch {
     pub params: SmallVec<[u8; 96]>,
     /// The step buffer, if a parameter is read from it.
     pub step: Option<LaunchArg>,
+    /// Scratch memory, if the kernel takes any.
+    pub scratch: Option<LaunchArg>,
     /// GPU geometry.
     pub geometry: Geometry,
 }
@@ -84,8 +86,9 @@ pub struct Commands {
     list: Vec<Command>,
     /// Every allocation that the list touches, by id, and whether it is written.
     storages: Vec<(Arc<Storage>, bool)>,
-    /// Memory between the launches of one operation, the last the largest.
+    /// Memory between the launches of one operation, the last the largest, and memory within a launch, likewise.
     scratch: Vec<Lease>,
+    launch_scratch: Vec<Lease>,
 }
 
 impl Commands {
@@ -121,6 +124,19 @@ impl Commands {
         }
         Ok(locks)
     }
+}
+
+/// `len` elements of the last lease, or of a larger one that becomes the last.
+fn grown(context: &Context, leases: &mut Vec<Lease>, len: usize) -> Result<Buffer> {
+    if let Some(lease) = leases.last()
+        && lease.len() >= len
+    {
+        return lease.slice(0, len);
+    }
+    let lease = context.pool().uninit(DType::F32, &[len])?;
+    let view = Buffer::clone(&lease);
+    leases.push(lease);
+    Ok(view)
 }
 
 struct StorageLocks<'a> {
@@ -247,15 +263,17 @@ impl Encoder {
     /// `len` elements of f32 between the launches of one operation. They live as long as what is recorded; before and after the operation
     /// they mean nothing, so that all operations of an encoder share them, in the order that any buffer puts its users in.
     pub(crate) fn scratch(&mut self, len: usize) -> Result<Buffer> {
-        if let Some(lease) = self.commands.scratch.last()
-            && lease.len() >= len
-        {
-            return lease.slice(0, len);
+        grown(&self.context, &mut self.commands.scratch, len)
+    }
+
+    /// The scratch memory of a launch, which is none of its operation's: that may be an operand.
+    fn launch_scratch(&mut self, entry: &Kernel, params: &[u8]) -> Result<Option<LaunchArg>> {
+        let bytes = entry.scratch(params);
+        if bytes == 0 {
+            return Ok(None);
         }
-        let lease = self.context.pool().uninit(DType::F32, &[len])?;
-        let view = Buffer::clone(&lease);
-        self.commands.scratch.push(lease);
-        Ok(view)
+        let memory = grown(&self.context, &mut self.commands.launch_scratch, bytes.div_ceil(DType::F32.size()))?;
+        Ok(Some(LaunchArg { storage: memory.storage().clone(), range: memory.range(), write: true }))
     }
 
     /// Records a built-in kernel by name. Typed launchers in [`crate::ops`] end here.
@@ -300,7 +318,9 @@ impl Encoder {
         let geometry = entry.geometry(params).unwrap_or(Geometry::linear(1, 1));
         let mut accesses: SmallVec<[RangeAccess; 8]> = args.iter().flatten().map(LaunchArg::access).collect();
         accesses.extend(step.iter().map(LaunchArg::access));
-        let launch = Launch { pipeline: pipeline.clone(), args, params: SmallVec::from_slice(params), step, geometry };
+        let scratch = if pipeline.executable().takes_scratch() { self.launch_scratch(entry, params)? } else { None };
+        accesses.extend(scratch.iter().map(LaunchArg::access));
+        let launch = Launch { pipeline: pipeline.clone(), args, params: SmallVec::from_slice(params), step, scratch, geometry };
         self.push_launch(launch, Some(&accesses));
         Ok(())
     }
@@ -336,7 +356,7 @@ impl Encoder {
             args.push(Some(LaunchArg { storage: buffer.storage().clone(), range: buffer.range(), write }));
         }
         let declared: SmallVec<[RangeAccess; 8]> = args.iter().flatten().map(LaunchArg::access).collect();
-        let launch = Launch { pipeline: pipeline.clone(), args, params: SmallVec::from_slice(params), step: None, geometry };
+        let launch = Launch { pipeline: pipeline.clone(), args, params: SmallVec::from_slice(params), step: None, scratch: None, geometry };
         self.push_launch(launch, accesses.map(|_| &declared[..]));
         Ok(())
     }
@@ -411,7 +431,7 @@ impl Encoder {
 
     fn push_launch(&mut self, launch: Launch, accesses: Option<&[RangeAccess]>) {
         self.before(accesses);
-        for arg in launch.args.iter().flatten().chain(&launch.step) {
+        for arg in launch.args.iter().flatten().chain(&launch.step).chain(&launch.scratch) {
             self.commands.touch(arg);
         }
         LAUNCHES.fetch_add(1, Ordering::Relaxed);

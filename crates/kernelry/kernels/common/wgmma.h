@@ -39,7 +39,7 @@ KN_FN void wgmma_bar_arrive(ulong* bar) { asm volatile("mbarrier.arrive.shared::
 KN_FN void wgmma_bar_arrive_copies(ulong* bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(wgmma_address(bar)) : "memory");
 }
-// Arrives and announces `bytes` that the other block of the pair sends.
+// Arrives and announces `bytes` that the copy engine brings.
 KN_FN void wgmma_bar_expect(ulong* bar, uint bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(wgmma_address(bar)), "r"(bytes) : "memory");
 }
@@ -57,6 +57,8 @@ KN_FN uint wgmma_rank() {
 KN_FN void wgmma_pair_ready() {
   asm volatile("fence.mbarrier_init.release.cluster; barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
 }
+// Every thread of both blocks comes here before either ends.
+KN_FN void wgmma_pair_done() { asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory"); }
 // What block `rank` of the pair has at this place of its memory.
 KN_FN uint wgmma_there(const void* p, uint rank) {
   uint r;
@@ -66,11 +68,55 @@ KN_FN uint wgmma_there(const void* p, uint rank) {
 KN_FN void wgmma_bar_arrive_there(ulong* bar, uint rank) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(wgmma_there(bar, rank)) : "memory");
 }
-// Sends `bytes` (a multiple of 16) to the same place of block `rank`, where they count for `bar`.
-KN_FN void wgmma_send(const void* p, uint bytes, ulong* bar, uint rank) {
-  asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(wgmma_there(p, rank)),
-               "r"(wgmma_address(p)), "r"(bytes), "r"(wgmma_there(bar, rank)) : "memory");
+// The copy engine, one thread asks it: `bytes` (a multiple of 16) from device memory, which count for `bar` when they are there; the same to both
+// blocks of a pair, at the same place, for the same barrier of each.
+KN_FN void wgmma_fetch(uint to, const void* from, uint bytes, const ulong* bar) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes),
+               "r"(wgmma_address(bar)) : "memory");
 }
+KN_FN void wgmma_fetch_pair(uint to, const void* from, uint bytes, const ulong* bar) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(wgmma_address(bar)), "h"((ushort)3) : "memory");
+}
+// Likewise the panel of a map whose first element is in row `row` and column `col`; zeros beyond the last row.
+KN_FN void wgmma_fetch_panel(uint to, const void* map, uint row, uint col, const ulong* bar) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map),
+               "r"(col), "r"(row), "r"(wgmma_address(bar)) : "memory");
+}
+KN_FN void wgmma_fetch_panel_pair(uint to, const void* map, uint row, uint col, const ulong* bar) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;"
+               ::"r"(to), "l"(map), "r"(col), "r"(row), "r"(wgmma_address(bar)), "h"((ushort)3) : "memory");
+}
+// What the copy engine must know of a matrix in device memory, in 128 bytes there, at a multiple of 64: `rows` rows of k 16-bit elements (a multiple
+// of 8), at a multiple of 16 bytes, of which panels of `high` rows are fetched. A warp writes it, in a launch before that of its readers, by
+// way of 128 bytes of threadgroup memory; a reader calls wgmma_map_ready first.
+#define WGMMA_MAP(field, type, value) \
+  asm volatile("tensormap.replace.tile." field ".shared::cta.b1024." type " [%0], " value ";" ::"r"(at)
+KN_FN void wgmma_map(uchar* map, const void* matrix, uint rows, uint k, uint high, uint* by_way, uint lane) {
+  const uint at = wgmma_address(by_way);
+  by_way[lane] = 0;
+  kn_warp_sync();
+  if (lane == 0) {
+    WGMMA_MAP("global_address", "b64", "%1"), "l"(matrix) : "memory");
+    WGMMA_MAP("rank", "b32", "1") : "memory");
+    WGMMA_MAP("box_dim", "b32", "0, 64") : "memory");
+    WGMMA_MAP("box_dim", "b32", "1, %1"), "r"(high) : "memory");
+    WGMMA_MAP("global_dim", "b32", "0, %1"), "r"(k) : "memory");
+    WGMMA_MAP("global_dim", "b32", "1, %1"), "r"(rows) : "memory");
+    WGMMA_MAP("global_stride", "b64", "0, %1"), "l"((ulong)k * 2) : "memory");
+    WGMMA_MAP("element_stride", "b32", "0, 1") : "memory");
+    WGMMA_MAP("element_stride", "b32", "1, 1") : "memory");
+    WGMMA_MAP("elemtype", "b32", "1") : "memory");           // 16 bits
+    WGMMA_MAP("interleave_layout", "b32", "0") : "memory");  // none
+    WGMMA_MAP("swizzle_mode", "b32", "3") : "memory");       // pieces of 16 bytes in rows of 128, as wgmma_place says
+    WGMMA_MAP("fill_mode", "b32", "0") : "memory");          // zeros
+  }
+  kn_warp_sync();
+  asm volatile("tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [%0], [%1], 128;" ::"l"(map), "r"(at)
+               : "memory");
+}
+#undef WGMMA_MAP
+KN_FN void wgmma_map_ready(const void* map) { asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(map) : "memory"); }
 // A barrier of `threads` threads, number `id` of 15.
 KN_FN void wgmma_part_barrier(uint id, uint threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 // A barrier that tells every thread whether any came with `v`.

@@ -20,12 +20,7 @@ KN_FN void dense_mm(KN_GLOBAL const T* w, KN_PRIVATE const X& inputs, KN_GLOBAL 
 }
 
 #ifdef KN_WGMMA
-#define DENSE_KERNEL(NAME, P, X, T, Y, ...)                                                                                    \
-  DENSE_LAUNCH(NAME);                                                                                                          \
-  KN_KERNEL_CLUSTERS(NAME, DENSE_THREADS, 2, P, KN_IN(0, T, w), KN_IN(1, X, x), KN_OUT(2, Y, y)) {                                   \
-    const DenseShape shape = __VA_ARGS__;                                                                                      \
-    DENSE_WGMMA(T, false)                                                                                                      \
-    KN_LOCAL uint* shared = (KN_LOCAL uint*)kn_dynamic_shared;
+#define DENSE_KERNEL(NAME, P, X, T, Y, ...) DENSE_KERNEL_WGMMA(NAME, P, T, X, Y, false, __VA_ARGS__)
 #else
 #define DENSE_KERNEL(NAME, P, X, T, Y, ...)                                                                                    \
   KN_KERNEL(NAME, 256, P, KN_IN(0, T, w), KN_IN(1, X, x), KN_OUT(2, Y, y)) {                                                   \

@@ -34,6 +34,12 @@ extern __shared__ __align__(1024) uchar kn_dynamic_shared[];
 // Blocks of `block` threads, whatever the catalogue entry says, in clusters of `blocks`: the grid is rounded up to whole ones in x.
 #define KN_CLUSTERS(name, block, blocks) \
   extern "C" __device__ uint name##_threads = (block); extern "C" __device__ uint name##_cluster = (blocks)
+// Where its catalogue entry gives scratch memory and what it reads lies at multiples of 16 bytes, that memory is the operand KN_PREPARED_AT(x)
+// after the last slot, which else is null, and kernel `name` goes after kernel `name`_prepare with the same operands, of which `blocks` blocks
+// of `block` threads are launched for each multiprocessor, and itself has one block, or a share in a cluster, for each.
+#define KN_PREPARED(name, block, blocks) \
+  extern "C" __device__ uint name##_prepare_threads = (block); extern "C" __device__ uint name##_prepare_resident = (blocks)
+#define KN_PREPARED_AT(x) uchar* x
 // `blocks` blocks of `block` threads on each multiprocessor and no more, however many the catalogue entry says, in x: they go round.
 #define KN_RESIDENT(name, block, blocks) \
   extern "C" __device__ uint name##_threads = (block); extern "C" __device__ uint name##_resident = (blocks)

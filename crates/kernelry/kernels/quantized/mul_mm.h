@@ -145,11 +145,8 @@ template <class F, class P> KN_FN bool mul_mm_wgmma(KN_GLOBAL const uchar* w, KN
 
 #ifdef KN_WGMMA
 #define MUL_MM_F16_KERNEL(NAME)                                                                                              \
-  DENSE_LAUNCH(NAME);                                                                                                        \
-  KN_KERNEL_CLUSTERS(NAME, DENSE_THREADS, 2, MulMmParams, KN_IN(0, kn_f16, w), KN_IN(1, float, x), KN_OUT(2, float, y)) {          \
-    const DenseShape shape = {p.m, p.n, p.k, p.ne12 * p.ne13, p.x_row_stride, p.x_batch_stride, p.ne12, p.ne02, p.r2, p.r3}; \
-    DENSE_WGMMA(kn_f16, true)                                                                                                \
-    KN_LOCAL uint* shared = (KN_LOCAL uint*)kn_dynamic_shared;
+  DENSE_KERNEL_WGMMA(NAME, MulMmParams, kn_f16, float, float, true,                                                          \
+                     {p.m, p.n, p.k, p.ne12 * p.ne13, p.x_row_stride, p.x_batch_stride, p.ne12, p.ne02, p.r2, p.r3})
 #else
 #define MUL_MM_F16_KERNEL(NAME)                                                                                              \
   KN_KERNEL(NAME, 256, MulMmParams, KN_IN(0, kn_f16, w), KN_IN(1, float, x), KN_OUT(2, float, y)) {                          \

@@ -50,6 +50,11 @@ pub trait Memory: Send + Sync {
 pub trait Executable: Send + Sync {
     /// The backend's own type.
     fn as_any(&self) -> &dyn Any;
+
+    /// Whether launches take the scratch memory of the catalogue entry.
+    fn takes_scratch(&self) -> bool {
+        false
+    }
 }
 
 /// A compiled text, from which functions are taken.

@@ -129,6 +129,7 @@ pub struct Kernel {
     pub(crate) flops: Option<ParamCost>,
     pub(crate) bytes: Option<ParamCost>,
     pub(crate) geometry: Option<ParamGeometry>,
+    pub(crate) scratch: Option<ParamCost>,
     pub(crate) cpu: Option<CpuFn>,
     pub(crate) text: Option<Instance>,
     pub(crate) reference: Option<ReferenceFn>,
@@ -163,6 +164,7 @@ impl Kernel {
                 flops: None,
                 bytes: None,
                 geometry: None,
+                scratch: None,
                 cpu: None,
                 text: None,
                 reference: None,
@@ -234,6 +236,13 @@ impl Kernel {
             return None;
         }
         self.geometry.as_ref().map(|g| g(params))
+    }
+
+    /// Bytes of device memory of its own that a launch with these parameters works with where its text asks for them, as that for one kind of
+    /// GPU may; they mean nothing before and after.
+    pub(crate) fn scratch(&self, params: &[u8]) -> usize {
+        // Sizes of operands that were checked: what has more bytes than a usize holds cannot be allocated either.
+        self.scratch.as_ref().map_or(0, |scratch| scratch(params) as usize)
     }
 
     /// Work of a launch: bytes from the shapes of all mandatory bindings unless the entry says that less moves, operations from the
@@ -396,6 +405,12 @@ impl KernelBuilder {
     /// GPU launch geometry.
     pub fn geometry<P: Params>(mut self, geometry: impl Fn(&P) -> Geometry + Send + Sync + 'static) -> Self {
         self.kernel.geometry = Some(Box::new(move |bytes| geometry(&bytemuck::pod_read_unaligned::<P>(bytes))));
+        self
+    }
+
+    /// Bytes of scratch memory for a text that asks for them (`KN_PREPARED`), zero where it does without.
+    pub(crate) fn scratch_bytes<P: Params>(mut self, bytes: impl Fn(&P) -> f64 + Send + Sync + 'static) -> Self {
+        self.kernel.scratch = Some(Box::new(move |params| bytes(&bytemuck::pod_read_unaligned::<P>(params))));
         self
     }
 

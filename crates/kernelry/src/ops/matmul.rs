@@ -100,7 +100,10 @@ fn batched(name: &str, weight: DType, class: &'static str, bound: &'static str, 
     } else if weight == DType::F32 {
         entry.text(MM_F32, "").geometry(|p: &BatchedMatmulParams| tiles(p.n, p.m.div_ceil(64).saturating_mul(p.batch)))
     } else {
-        entry.text(MM, "").geometry(|p: &BatchedMatmulParams| tiles(p.n, row_tiles(p.m).saturating_mul(p.batch)))
+        entry
+            .text(MM, "")
+            .geometry(|p: &BatchedMatmulParams| tiles(p.n, row_tiles(p.m).saturating_mul(p.batch)))
+            .scratch_bytes(|p: &BatchedMatmulParams| prepared(p.m, p.n, p.k, p.batch, true))
     };
     entry.cpu(run).tested(oracle::batched, oracle::batched_cases).build()
 }
@@ -114,8 +117,14 @@ fn single(name: &str, x: DType, weight: DType, class: &'static str, run: CpuFn) 
         .output("out", x, "m n")
         .class(class, bound)
         .flops(|p: &MatmulParams| flops(p.m, p.n, p.k));
-    let entry =
-        if name.contains("matvec") { one_row(entry) } else { entry.text(MM, "").geometry(|p: &MatmulParams| tiles(p.n, row_tiles(p.m))) };
+    let entry = if name.contains("matvec") {
+        one_row(entry)
+    } else {
+        entry
+            .text(MM, "")
+            .geometry(|p: &MatmulParams| tiles(p.n, row_tiles(p.m)))
+            .scratch_bytes(|p: &MatmulParams| prepared(p.m, p.n, p.k, 1, false))
+    };
     entry.cpu(run).tested(oracle::single, oracle::single_cases).build()
 }
 
@@ -134,6 +143,22 @@ fn tiles(n: u32, row_tiles: u32) -> Geometry {
 /// Tiles of 32 input rows, of 128 where there are more than 64.
 fn row_tiles(m: u32) -> u32 {
     m.div_ceil(if m <= 64 { 32 } else { 128 })
+}
+
+/// Bytes in which the path of `dense_wgmma.h` prepares its operands, as its text lays them out: a head, sums of parts where there are few tiles, and
+/// where inputs are rounded those in 16 bits, by tiles of 128 rows, and a factor for each row. None where it does not take the sizes, or
+/// where few rows are better off with small tiles.
+pub(super) fn prepared(m: u32, n: u32, k: u32, batch: u32, rounded: bool) -> f64 {
+    const HEAD: f64 = 1024.0;
+    const FEW: f64 = 96.0;
+    const PART: f64 = 65_536.0;
+    if m <= 64 || !k.is_multiple_of(64) {
+        return 0.0;
+    }
+    let tiles = f64::from(m.div_ceil(128)) * f64::from(batch);
+    let parts = if tiles * f64::from(n.div_ceil(128)) <= FEW { 2.0 * FEW * PART } else { 0.0 };
+    let inputs = if rounded { tiles * 128.0 * (2.0 * f64::from(k) + 4.0) } else { 0.0 };
+    HEAD + parts + inputs
 }
 
 /// Eight outputs a block.
@@ -200,5 +225,27 @@ fn matrices(op: &str, what: &str, buffer: &Buffer) -> Result<[usize; 3]> {
         [m, k] => Ok([1, m, k]),
         [b, m, k] => Ok([b, m, k]),
         _ => Err(Error::invalid(op, format!("{what}: got shape {:?}, expected at most 3 dimensions", buffer.shape()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::prepared;
+    use crate::catalogue;
+
+    #[test]
+    fn memory_is_given_where_the_text_takes_it_and_as_it_lays_it_out() {
+        let text = catalogue::find("hf2q_dense_mm_bf16_f32_tensor").unwrap().gpu_text().unwrap();
+        for line in ["#define DENSE_PARTS 1024u\n", "#define DENSE_FEW 96u\n", "#define DENSE_PART_BYTES 65536u\n"] {
+            assert!(text.contains(line), "{line}");
+        }
+        assert_eq!(prepared(64, 4096, 4096, 1, true), 0.0);
+        assert_eq!(prepared(512, 4096, 4100, 1, true), 0.0);
+        // 3 x 32 tiles are few, and one more is not.
+        let rows = 3.0 * 128.0;
+        assert_eq!(prepared(257, 4096, 64, 1, true), 1024.0 + 192.0 * 65_536.0 + rows * 132.0);
+        assert_eq!(prepared(257, 4097, 64, 1, true), 1024.0 + rows * 132.0);
+        assert_eq!(prepared(65, 4097, 64, 3, false), 1024.0);
     }
 }

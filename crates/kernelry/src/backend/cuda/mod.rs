@@ -114,6 +114,12 @@ fn enqueue_launch(gpu: &Gpu, commands: &Commands, launch: &Launch, chain: bool, 
     if launch.pipeline.entry().is_some_and(|e| e.params().fields.iter().any(|f| f.kind == ParamKind::Step)) {
         addresses.push(address(launch.step.as_ref())?);
     }
+    // Without scratch memory a kernel that could have some takes another path, and needs nothing prepared.
+    let aligned = launch.args.iter().zip(&addresses).all(|(arg, at)| at.is_multiple_of(16) || arg.as_ref().is_none_or(LaunchArg::writes));
+    let prepare = kernel.prepare.as_ref().filter(|_| launch.scratch.is_some() && aligned);
+    if kernel.prepare.is_some() {
+        addresses.push(if prepare.is_some() { address(launch.scratch.as_ref())? } else { 0 });
+    }
     // Aligned as the struct of scalars may be, and never empty: a struct without members has one byte.
     let mut params = [0u64; 32];
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut params);
@@ -123,9 +129,17 @@ fn enqueue_launch(gpu: &Gpu, commands: &Commands, launch: &Launch, chain: bool, 
     slot.copy_from_slice(&launch.params);
     let mut pointers: SmallVec<[*mut c_void; 12]> = addresses.iter_mut().map(|a| std::ptr::from_mut(a).cast()).collect();
     pointers.push(params.as_mut_ptr().cast());
+    let chain = chain && may_chain(kernel, commands, launch);
+    let started = |e| failed(format!("[{name}] {e}"));
+    if let Some(prepare) = prepare {
+        let grid = [prepare.blocks.saturating_mul(gpu.units), 1, 1];
+        start(stream, prepare.function, (grid, [prepare.threads, 1, 1]), 0, chain, &mut pointers).map_err(started)?;
+    }
     let [gx, gy, gz] = launch.geometry.groups;
     let gx = gx.checked_next_multiple_of(kernel.cluster).unwrap_or(u32::MAX);
-    let gx = kernel.resident.map_or(gx, |blocks| gx.min(blocks.saturating_mul(gpu.units / kernel.cluster * kernel.cluster)));
+    let whole = gpu.units / kernel.cluster * kernel.cluster;
+    let gx = kernel.resident.map_or(gx, |blocks| gx.min(blocks.saturating_mul(whole)));
+    let [gx, gy, gz] = if prepare.is_some() { [whole, 1, 1] } else { [gx, gy, gz] };
     let [bx, by, bz] = kernel.threads.map_or(launch.geometry.threads, |threads| [threads, 1, 1]);
     let threads = u64::from(bx) * u64::from(by) * u64::from(bz);
     if threads == 0 || threads > u64::from(kernel.max_threads) {
@@ -134,6 +148,19 @@ fn enqueue_launch(gpu: &Gpu, commands: &Commands, launch: &Launch, chain: bool, 
     if gx == 0 || gy == 0 || gz == 0 || gx > i32::MAX.unsigned_abs() || gy > 65535 || gz > 65535 {
         return Err(failed(format!("[{name}] grid: got {gx} x {gy} x {gz}, expected at least 1, and y and z at most 65535")));
     }
+    let chain = if prepare.is_some() { kernel.chained.is_some() } else { chain };
+    start(stream, kernel.function, ([gx, gy, gz], [bx, by, bz]), kernel.dynamic_shared, chain, &mut pointers).map_err(started)
+}
+
+/// Launches `function` with `pointers` to its operands. One that is chained may begin before what is in front of it has ended.
+fn start(
+    stream: sys::CUstream,
+    function: sys::CUfunction,
+    ([gx, gy, gz], [bx, by, bz]): ([u32; 3], [u32; 3]),
+    shared: u32,
+    chain: bool,
+    pointers: &mut [*mut c_void],
+) -> Result<()> {
     let mut early = sys::CUlaunchAttribute {
         id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
         pad: [0; 4],
@@ -146,15 +173,15 @@ fn enqueue_launch(gpu: &Gpu, commands: &Commands, launch: &Launch, chain: bool, 
         blockDimX: bx,
         blockDimY: by,
         blockDimZ: bz,
-        sharedMemBytes: kernel.dynamic_shared,
+        sharedMemBytes: shared,
         hStream: stream,
         attrs: &mut early,
-        numAttrs: u32::from(chain && may_chain(kernel, commands, launch)),
+        numAttrs: u32::from(chain),
     };
-    // SAFETY: the kernel takes one pointer a slot and the struct of scalars, as the dialect says; the driver copies all of them, and the
-    // attribute, before it returns. The buffers have been checked against the catalogue entry, and live as long as the recorded commands.
-    let status = unsafe { sys::cuLaunchKernelEx(&config, kernel.function, pointers.as_mut_ptr(), std::ptr::null_mut()) };
-    check("cuLaunchKernelEx", status).map_err(|e| failed(format!("[{name}] {e}")))
+    // SAFETY: the kernel takes one pointer a slot, the scratch memory if it has any, and the struct of scalars, as the dialect says; the driver
+    // copies all of them, and the attribute, before it returns. The buffers have been checked against the catalogue entry, and live as long
+    // as the recorded commands.
+    check("cuLaunchKernelEx", unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) })
 }
 
 /// Submitted work. The commands are kept until it is done.

@@ -95,20 +95,32 @@ struct CudaModule {
     words: BTreeMap<String, u32>,
 }
 
+impl CudaModule {
+    /// The driver's handle of a function.
+    fn handle(&self, entry: &str) -> Result<sys::CUfunction, String> {
+        let name = CString::new(entry).map_err(|e| e.to_string())?;
+        let mut function = std::ptr::null_mut();
+        // SAFETY: the module is loaded, the name ends in zero, and the result is a variable of the type that the call fills.
+        check("cuModuleGetFunction", unsafe { sys::cuModuleGetFunction(&mut function, self.loaded.module, name.as_ptr()) })
+            .map_err(|e| format!("{entry}: {e}"))?;
+        Ok(function)
+    }
+}
+
 impl Module for CudaModule {
     fn function(&self, entry: &str) -> Result<Arc<dyn Executable>, String> {
         self.loaded.gpu.enter().map_err(|e| e.to_string())?;
-        let name = CString::new(entry).map_err(|e| e.to_string())?;
-        let mut function = std::ptr::null_mut();
+        let word = |what: &str| self.words.get(&format!("{entry}_{what}")).copied();
+        let prepare = match (word("prepare_threads"), word("prepare_resident")) {
+            (Some(threads), Some(blocks)) => Some(Prepare { function: self.handle(&format!("{entry}_prepare"))?, threads, blocks }),
+            _ => None,
+        };
+        let function = self.handle(entry)?;
         let mut max_threads = 0;
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
-        // SAFETY: the module is loaded, the name ends in zero, and both results are variables of the types that the calls fill.
-        unsafe {
-            check("cuModuleGetFunction", sys::cuModuleGetFunction(&mut function, self.loaded.module, name.as_ptr()))
-                .and_then(|()| check("cuFuncGetAttribute", sys::cuFuncGetAttribute(&mut max_threads, attribute, function)))
-                .map_err(|e| format!("{entry}: {e}"))?;
-        }
-        let word = |what: &str| self.words.get(&format!("{entry}_{what}")).copied();
+        // SAFETY: the function belongs to the loaded module, and the result is a variable of the type that the call fills.
+        check("cuFuncGetAttribute", unsafe { sys::cuFuncGetAttribute(&mut max_threads, attribute, function) })
+            .map_err(|e| format!("{entry}: {e}"))?;
         let dynamic_shared = word("dynamic_shared").unwrap_or(0);
         if dynamic_shared != 0 {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -126,6 +138,7 @@ impl Module for CudaModule {
             cluster: word("cluster").unwrap_or(1).max(1),
             resident: word("resident"),
             chained: word("chained").map(|_| word("ahead").unwrap_or(0)),
+            prepare,
         }))
     }
 }
@@ -145,6 +158,16 @@ pub(super) struct CudaKernel {
     pub(super) resident: Option<u32>,
     /// For a kernel that waits by itself for the one before it: bits of the slots that it may read before that.
     pub(super) chained: Option<u32>,
+    /// The kernel that goes before it where there is scratch memory, which both take.
+    pub(super) prepare: Option<Prepare>,
+}
+
+/// The kernel that prepares operands for another in scratch memory.
+pub(super) struct Prepare {
+    pub(super) function: sys::CUfunction,
+    pub(super) threads: u32,
+    /// Blocks on each multiprocessor.
+    pub(super) blocks: u32,
 }
 
 // SAFETY: as for `Loaded`.
@@ -155,5 +178,9 @@ unsafe impl Sync for CudaKernel {}
 impl Executable for CudaKernel {
     fn as_any(&self) -> &dyn Any {
         self
+    }
+
+    fn takes_scratch(&self) -> bool {
+        self.prepare.is_some()
     }
 }

@@ -6,6 +6,7 @@ use crate::backend::cpu::dense::kernels::mul_mm_f16;
 use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, Text};
 use crate::conformance::quantized as oracle;
 use crate::kernel_text;
+use crate::ops::matmul::prepared;
 use crate::registry::ConstantType;
 
 pub(super) const MUL_MV: Text = kernel_text!("quantized/mul_mv.h");
@@ -165,6 +166,10 @@ fn head_major(format: Option<&'static Format>) -> Kernel {
 fn f16_mat_mat() -> Kernel {
     tiled("hf2q_mul_mm_tensor_v2_f16", DType::F16, "ne02*(ne13/r3) n k")
         .text(MUL_MM, "MUL_MM_F16(hf2q_mul_mm_tensor_v2_f16)")
+        .scratch_bytes(|p: &MulMmParams| {
+            let pieces = p.x_row_stride.is_multiple_of(4) && p.x_batch_stride.is_multiple_of(4);
+            if pieces { prepared(p.m, p.n, p.k, p.ne12.saturating_mul(p.ne13), true) } else { 0.0 }
+        })
         .class(F16_A32.0, F16_A32.1)
         .cpu(mul_mm_f16)
         .tested(oracle::mul_mm_f16, oracle::mul_mm_f16_cases)
