@@ -133,14 +133,15 @@ mod tests {
     }
 
     #[test]
-    fn gpus_have_larger_shapes_and_one_mode() {
+    fn gpus_have_larger_shapes_and_modes_where_launchers_differ() {
         let texts = |name: &str, backend: &str| -> Vec<(String, Math)> {
             shapes(catalogue::find(name).unwrap(), backend).iter().map(|s| (s.text().to_owned(), s.math())).collect()
         };
         let at = |m: u32, math| (format!("m={m} n=14336 k=4096"), math);
         let name = "kernel_mul_mm_q4_0_f32";
         assert_eq!(texts(name, "cpu"), [at(512, Math::Precise), at(512, Math::Fast)]);
-        assert_eq!(texts(name, "cuda"), [at(512, Math::Precise), at(4096, Math::Precise)]);
+        let both = [Math::Precise, Math::Fast].map(|math| [at(512, math), at(4096, math)]);
+        assert_eq!(texts(name, "cuda"), both.concat());
         // The largest cases stay where only shapes for GPUs are listed.
         let (cpu, gpu) = (texts("elementwise_add_f32", "cpu"), texts("elementwise_add_f32", "cuda"));
         assert!(!cpu.is_empty() && gpu.starts_with(&cpu) && gpu.len() == cpu.len() + 1, "{cpu:?} {gpu:?}");

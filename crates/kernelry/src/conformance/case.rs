@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use crate::DType;
 use crate::catalogue::{Kernel, Params};
 use crate::registry::{ConstantValue, Math};
+use crate::{Buffer, DType, Encoder, Result};
+
+/// Records what a kernel computes, on operands in binding order and with a parameter block, by a typed launcher.
+pub(crate) type Launcher = fn(&'static Kernel, &mut Encoder, &[Option<&Buffer>], &[u8]) -> Result<()>;
 
 /// Adds the cases of a kernel to the list.
 pub type CasesFn = fn(&mut Cases);
@@ -60,6 +63,7 @@ fn push_case<P: Params>(list: &mut Vec<Case>, label: String, params: P) -> &mut 
         math: Math::Precise,
         exact: false,
         gpus_only: false,
+        launcher: None,
     });
     let last = list.len() - 1;
     &mut list[last]
@@ -77,6 +81,7 @@ pub struct Case {
     pub(crate) math: Math,
     pub(crate) exact: bool,
     pub(crate) gpus_only: bool,
+    pub(crate) launcher: Option<Launcher>,
 }
 
 impl Case {
@@ -118,6 +123,12 @@ impl Case {
     /// Of a shape to measure: only on GPUs, because a CPU would take minutes.
     pub fn on_gpus(&mut self) -> &mut Case {
         self.gpus_only = true;
+        self
+    }
+
+    /// Of a shape to measure: by what a typed launcher makes of it, which may be several kernels.
+    pub(crate) fn launched_by(&mut self, launcher: Launcher) -> &mut Case {
+        self.launcher = Some(launcher);
         self
     }
 

@@ -4,7 +4,7 @@ use half::f16;
 
 use super::blocks::{Block, Value};
 use super::{Cases, Input, Reference, Tolerance};
-use crate::ops::quantized::{DequantParams, MulMmParams, MulMvAddParams, MulMvExtParams, MulMvNormParams, MulMvParams};
+use crate::ops::quantized::{self as ops, DequantParams, MulMmParams, MulMvAddParams, MulMvExtParams, MulMvNormParams, MulMvParams};
 use crate::registry::{ConstantValue, Math};
 
 /// How a kernel may round its operands before it multiplies.
@@ -393,6 +393,13 @@ pub(crate) fn mul_mm_cases(c: &mut Cases) {
     }
     c.bench("m=512 n=14336 k=4096", MulMmParams::single(512, 14336, 4096)).input("weight", block.random());
     c.bench("m=4096 n=14336 k=4096", MulMmParams::single(4096, 14336, 4096)).input("weight", block.random()).on_gpus();
+    if !c.kernel().contains("_tensor_") {
+        // What a GPU does in math mode fast: weights are expanded first.
+        for m in [512, 4096] {
+            let case = c.bench(format!("m={m} n=14336 k=4096"), MulMmParams::single(m, 14336, 4096));
+            case.input("weight", block.random()).fast().on_gpus().launched_by(ops::record_fast);
+        }
+    }
 }
 
 pub(crate) fn dequant_cases(c: &mut Cases) {

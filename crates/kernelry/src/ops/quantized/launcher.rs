@@ -2,6 +2,7 @@
 
 use super::{DequantParams, Format, MulMmParams, MulMvExtParams, MulMvParams};
 use crate::DType;
+use crate::catalogue::Kernel;
 use crate::ops::rows_and_cols;
 use crate::quant::GgmlType;
 use crate::registry::Math;
@@ -79,4 +80,20 @@ impl QuantizedMatmul<'_> {
             }
         }
     }
+}
+
+/// What `kernel`, a product of many rows, computes, by [`QuantizedMatmul`] in math mode fast.
+pub(crate) fn record_fast(kernel: &'static Kernel, encoder: &mut Encoder, args: &[Option<&Buffer>], params: &[u8]) -> Result<()> {
+    let p: MulMmParams = bytemuck::pod_read_unaligned(params);
+    let format = super::FORMATS.iter().find(|f| kernel.name() == format!("kernel_mul_mm_{}_f32", f.suffix));
+    let (Some(format), &[Some(weight), Some(x), Some(out)]) = (format, args) else {
+        return Err(Error::invalid(kernel.name(), "launcher: got another kernel, expected a product of many rows"));
+    };
+    let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
+    let (x, out) = (x.reshape(&[m, k])?, out.reshape(&[m, n])?);
+    let math = encoder.math();
+    encoder.set_math(Math::Fast);
+    let done = QuantizedMatmul { weight, format: format.ty, x: &x, out: &out, row_invariant: false }.encode(encoder);
+    encoder.set_math(math);
+    done
 }

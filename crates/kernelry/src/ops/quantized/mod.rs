@@ -19,6 +19,7 @@ pub use experts::{ExpertMapParams, MulMmIdParams, MulMvIdParams};
 pub(crate) use formats::{FORMATS, Format};
 pub use fused::{LinearAdd, MulMvAddParams, MulMvNormParams, NormLinear};
 pub use launcher::QuantizedMatmul;
+pub(crate) use launcher::record_fast;
 
 crate::params! {
     /// Parameters of `kernel_mul_mv_*`: `ne12·ne13` independent products that share `ne02·(ne13/r3)` weight matrices. Product
