@@ -90,17 +90,18 @@ KN_FN void rope_cached_pair(KN_GLOBAL const float* q, KN_GLOBAL const float* k, 
 }
 
 #define ROPE_CACHED(name, D)                                                                                                        \
-  KN_CHAINED(name, 0);                                                                                                              \
+  KN_CHAINED(name, 1 << 3 | 1 << 4 | 1 << 5);                                                                                       \
   KN_KERNEL(name, 256, RopeCachedParams, KN_IN_ALIAS(0, float, q), KN_IN_ALIAS(1, float, k), KN_IN_ALIAS(2, float, v),              \
             KN_IN_ALIAS(3, uint, positions), KN_IN_ALIAS(4, float, inv_freq), KN_IN_ALIAS(5, float, factors),                       \
             KN_OUT_ALIAS(6, float, out), KN_OUT(7, D, k_cache), KN_OUT(8, D, v_cache), KN_IN_ALIAS(9, uint, step)) {                \
-    KN_CHAIN;                                                                                                                       \
+    KN_CHAIN_NEXT;                                                                                                                  \
     const uint slot = kn_step(p.seq_pos, step), heads = p.n_heads + 2 * p.n_kv_heads;                                               \
     for (uint pair = KN_THREAD_X; pair < p.head_dim / 2; pair += KN_BLOCK_X) {                                                      \
       const bool turns = pair < p.rope_dim / 2;                                                                                     \
       const uint i = p.split ? pair : 2 * pair, j = p.split ? pair + p.head_dim / 2 : 2 * pair + 1;                                 \
       float c = 1, s = 0;                                                                                                           \
       if (turns) rope_angle(c, s, (float)positions[0], inv_freq[pair], KN_HAS(5, factors) ? factors[pair] : 1.0f);                  \
+      KN_CHAIN_WAIT;                                                                                                                \
       for (uint h = ROPE_FIRST_HEAD; h < heads; h += ROPE_HEAD_STEP) {                                                              \
         rope_cached_pair(q, k, v, out, k_cache, v_cache, p, slot, h, i, j, turns, c, s);                                            \
       }                                                                                                                             \

@@ -61,7 +61,9 @@ KN_FN void sampling_best(KN_PRIVATE float& best, KN_PRIVATE uint& at, KN_GLOBAL 
   kn_barrier();
 }
 
-KN_KERNEL(argmax_f32, 1024, RowsParams, KN_IN(0, float, x), KN_OUT(1, uint, index), KN_OUT(2, float, value)) {
+KN_CHAINED(argmax_f32, 0);
+KN_KERNEL(argmax_f32, 1024, RowsParams, KN_IN_ALIAS(0, float, x), KN_OUT(1, uint, index), KN_OUT(2, float, value)) {
+  KN_CHAIN;
   KN_SHARED(float, values, KN_SCRATCH);
   KN_SHARED(uint, indices, KN_SCRATCH);
   float best;

@@ -108,6 +108,9 @@ KN_FN void attn_wgmma_queries(uchar* to, float* factor, KN_PRIVATE const Attn& a
   }
 }
 
+KN_FN void attn_store2(float* to, float x, float y) { *(float2*)to = kn_f2(x, y); }
+template <class Q> KN_FN void attn_store2(Q* to, float x, float y) { *(uint*)to = attn_word<Q>(x, y); }
+
 // Scores of a tile of keys, issued.
 template <uint D, bool SPLIT, class K> KN_FN void attn_wgmma_scores(float (&s)[64], uint qs, uint ks) {
   wgmma_fence();
@@ -215,10 +218,14 @@ KN_FN void attn_wgmma(KN_PRIVATE const Attn& a, const Q* q, const K* k, const K*
   }
   attn_wgmma_load<D>(ks, keys, begin, end, a.dim, t);
   kn_async_commit();
+  attn_wgmma_load<D>(vs, values, begin, end, a.dim, t);
+  if (begin + 128 < end) attn_wgmma_load<D>(ks + ATTN_PANELS(D), keys, begin + 128, end, a.dim, t);
+  kn_async_commit();
   attn_wgmma_queries<D, SPLIT, Q, K>(smem, factor, a, q, t);
-  kn_async_wait<0>();
+  kn_async_wait<1>();
   wgmma_publish();
   kn_barrier();
+  wgmma_bar_arrive_copies(full);
 
   float scale[2], m[2], l[2], shrink[2];
   KN_UNROLL for (uint r = 0; r < 2; ++r) {
@@ -232,9 +239,6 @@ KN_FN void attn_wgmma(KN_PRIVATE const Attn& a, const Q* q, const K* k, const K*
   float o[D / 2], s[64];
   uint p[SPLIT ? 64 : 32];
   KN_UNROLL for (uint i = 0; i < D / 2; ++i) o[i] = 0;
-  attn_wgmma_load<D>(vs, values, begin, end, a.dim, t);
-  if (begin + 128 < end) attn_wgmma_load<D>(ks + ATTN_PANELS(D), keys, begin + 128, end, a.dim, t);
-  wgmma_bar_arrive_copies(full);
   attn_wgmma_scores<D, SPLIT, K>(s, qs, ks);
   wgmma_wait<0>();
   wgmma_settle(s);
@@ -263,13 +267,17 @@ KN_FN void attn_wgmma(KN_PRIVATE const Attn& a, const Q* q, const K* k, const K*
     wgmma_settle(o);
     if (lane == 0) wgmma_bar_arrive(empty);
     attn_wgmma_weights<SPLIT, K>(p, s);
-    KN_UNROLL for (uint i = 0; i < D / 2; ++i) o[i] *= shrink[i / 2 % 2];
+    // Mostly no maximum grows. Where products come twice, the unit has so much to do that looking costs more than it saves.
+    if (SPLIT || __any_sync(0xffffffffu, shrink[0] != 1 || shrink[1] != 1)) {
+      KN_UNROLL for (uint i = 0; i < D / 2; ++i) o[i] *= shrink[i / 2 % 2];
+    }
   }
   wgmma_bar_wait(full, place);
   wgmma_publish();
   attn_wgmma_values<D, SPLIT, K>(o, p, vs + place * ATTN_PANELS(D), 2);
   wgmma_wait<0>();
   wgmma_settle(o);
+  const bool pairs = kn_aligned(out, 2 * (uint)sizeof(Q));
   KN_UNROLL for (uint r = 0; r < 2; ++r) {
     l[r] += kn_shfl_xor(l[r], 1);
     l[r] += kn_shfl_xor(l[r], 2);
@@ -278,9 +286,14 @@ KN_FN void attn_wgmma(KN_PRIVATE const Attn& a, const Q* q, const K* k, const K*
     Q* to = out + a.q_at + query * a.q_stride;
     KN_UNROLL for (uint i = 0; i < D / 8; ++i) {
       const uint d = 8 * i + 2 * (lane % 4);
+      const float x = o[4 * i + 2 * r] * f, y = o[4 * i + 2 * r + 1] * f;
       if (query < a.queries && d < a.dim) {
-        to[d] = kn_from_f32<Q>(o[4 * i + 2 * r] * f);
-        to[d + 1] = kn_from_f32<Q>(o[4 * i + 2 * r + 1] * f);
+        if (pairs) {
+          attn_store2(to + d, x, y);
+        } else {
+          to[d] = kn_from_f32<Q>(x);
+          to[d + 1] = kn_from_f32<Q>(y);
+        }
       }
     }
   }

@@ -9,8 +9,10 @@
 // multiprocessor, and mul_mv leaves some for small kernels that run at the same time.
 #ifdef KN_TARGET_CUDA
 #if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200  // 227 KiB for a block
-#define MUL_MV_STAGES(F) (F::STRIDE > 240 ? 2 : F::STRIDE > 176 ? 3 : 4)
-#define MUL_MV_BLOCKS 2
+// Decoders that take long want more warps.
+#define MUL_MV_WARPS(F) (F::BYTE_WORDS > 2 ? 12 : 8)
+#define MUL_MV_STAGES(F) (F::STRIDE > 240 || MUL_MV_WARPS(F) > 8 ? 2 : F::STRIDE > 176 ? 3 : 4)
+#define MUL_MV_BLOCKS(F) (MUL_MV_WARPS(F) > 8 ? 1 : 2)
 #define MUL_MV_WORDS 36864
 #define MUL_MV_EXT_PAIRS true
 #define MUL_MV_EXT_WARPS 8
@@ -18,16 +20,17 @@
 #define MUL_MV_EXT_BATCH(NT) (NT == 1 ? 4 : 2)
 #define MUL_MV_EXT_WORDS 57856
 #else  // 99 KiB or more
+#define MUL_MV_WARPS(F) 8
 #define MUL_MV_STAGES(F) 2
-#define MUL_MV_BLOCKS 1
+#define MUL_MV_BLOCKS(F) 1
 #define MUL_MV_WORDS 24576
 #define MUL_MV_EXT_WARPS 8
 #define MUL_MV_EXT_STAGES(F, NT) 1
 #define MUL_MV_EXT_BATCH(NT) 1
 #define MUL_MV_EXT_WORDS 24576
 #endif
-#define MUL_MV_SHAPE(F) 8, MUL_MV_STAGES(F), 4, MUL_MV_WORDS
-#define MUL_MV_FUSED_SHAPE(F) 8, (F::STRIDE > 240 && MUL_MV_STAGES(F) == 2 && MUL_MV_WORDS < 32768 ? 1 : MUL_MV_STAGES(F)), 4, MUL_MV_WORDS
+#define MUL_MV_SHAPE(F) MUL_MV_WARPS(F), MUL_MV_STAGES(F), 4, MUL_MV_WORDS
+#define MUL_MV_FUSED_SHAPE(F) MUL_MV_WARPS(F), (F::STRIDE > 240 && MUL_MV_STAGES(F) == 2 && MUL_MV_WORDS < 32768 ? 1 : MUL_MV_STAGES(F)), 4, MUL_MV_WORDS
 #define MUL_MV_EXT_SHAPE(F, NT) MUL_MV_EXT_WARPS, MUL_MV_EXT_STAGES(F, NT), MUL_MV_EXT_BATCH(NT), MUL_MV_EXT_WORDS
 #define MUL_MV_WORDS_OF(NAME, WARPS, WORDS) \
   KN_DYNAMIC_SHARED(NAME, 4 * (WORDS));     \
@@ -37,8 +40,8 @@
   MUL_MV_WORDS_OF(NAME, WARPS, WORDS);                                                                           \
   KN_KERNEL_BLOCKS(NAME, 32 * (WARPS), BLOCKS, P, KN_IN_ALIAS(0, uchar, w), KN_IN_ALIAS(1, float, x), __VA_ARGS__) { \
     KN_LOCAL uint* shared = (KN_LOCAL uint*)kn_dynamic_shared; KN_CHAIN_NEXT;
-#define MUL_MV_BEGIN(NAME, P, ...) MUL_MV_KERNEL(NAME, 8, MUL_MV_BLOCKS, MUL_MV_WORDS, P, __VA_ARGS__)
-#define MUL_MV_FUSED_BEGIN(NAME, P, ...) MUL_MV_BEGIN(NAME, P, __VA_ARGS__)
+#define MUL_MV_BEGIN(NAME, F, P, ...) MUL_MV_KERNEL(NAME, MUL_MV_WARPS(F), MUL_MV_BLOCKS(F), MUL_MV_WORDS, P, __VA_ARGS__)
+#define MUL_MV_FUSED_BEGIN MUL_MV_BEGIN
 #ifdef MUL_MV_EXT_PAIRS
 #define MUL_MV_EXT_BEGIN(NAME)                                                                                         \
   MUL_MV_WORDS_OF(NAME, MUL_MV_EXT_WARPS, MUL_MV_EXT_WORDS);                                                           \
@@ -58,8 +61,8 @@
   KN_RESIDENT(NAME, 32 * (WARPS), 2);                                                              \
   KN_KERNEL(NAME, 32 * (WARPS), P, KN_IN(0, uchar, w), KN_IN(1, float, x), __VA_ARGS__) {          \
     KN_SHARED(uint, shared, 8192);
-#define MUL_MV_BEGIN(NAME, P, ...) MUL_MV_KERNEL(NAME, 2, P, __VA_ARGS__)
-#define MUL_MV_FUSED_BEGIN(NAME, P, ...) MUL_MV_KERNEL(NAME, 1, P, __VA_ARGS__)
+#define MUL_MV_BEGIN(NAME, F, P, ...) MUL_MV_KERNEL(NAME, 2, P, __VA_ARGS__)
+#define MUL_MV_FUSED_BEGIN(NAME, F, P, ...) MUL_MV_KERNEL(NAME, 1, P, __VA_ARGS__)
 #define MUL_MV_EXT_BEGIN(NAME) MUL_MV_KERNEL(NAME, 2, MulMvExtParams, KN_OUT(2, float, y))
 #endif
 
@@ -67,7 +70,7 @@
   rows_product<RowsInteger<F, ONE>, F, MUL_MV_SHAPE(F)>(w + at, x + row * p.k, y + row * p.n, kn_min(p.m - m0, 2u), p.n, p.k, KN_GROUP_X, \
                                            KN_GROUPS_X, shared, KN_THREAD_X, KN_LANE, KN_WARP_ID, 0, x, 0, x)
 #define MUL_MV(NAME, F)                                                          \
-  MUL_MV_BEGIN(NAME, MulMvParams, KN_OUT(2, float, y))                           \
+  MUL_MV_BEGIN(NAME, F, MulMvParams, KN_OUT(2, float, y))                           \
     const ulong matrix = (ulong)(p.k / F::LEN) * F::BYTES * p.n;                 \
     const uint passes = kn_cdiv(p.m, 2), batches = p.ne12 * p.ne13;              \
     for (ulong i = KN_GROUP_Y; i < (ulong)passes * batches; i += KN_GROUPS_Y) {  \
@@ -108,9 +111,9 @@
   rows_product<RowsInteger<F, true>, F, MUL_MV_FUSED_SHAPE(F)>(w, x, y, 1, p.n, p.k, KN_GROUP_X, KN_GROUPS_X, shared, KN_THREAD_X, KN_LANE, \
                                                   KN_WARP_ID, WITH, NORM, EPS, RESIDUAL)
 #define MUL_MV_FUSED(NORM_NAME, ADD_NAME, F)                                                          \
-  MUL_MV_FUSED_BEGIN(NORM_NAME, MulMvNormParams, KN_IN_ALIAS(2, float, norm), KN_OUT(3, float, y))    \
+  MUL_MV_FUSED_BEGIN(NORM_NAME, F, MulMvNormParams, KN_IN_ALIAS(2, float, norm), KN_OUT(3, float, y))    \
     MUL_MV_FUSED_WITH(F, ROWS_NORM | (p.gates == 2 ? ROWS_GATED : 0), norm, p.eps, x);                \
   }                                                                                                   \
-  MUL_MV_FUSED_BEGIN(ADD_NAME, MulMvAddParams, KN_IN_ALIAS(2, float, r), KN_OUT_ALIAS(3, float, y))   \
+  MUL_MV_FUSED_BEGIN(ADD_NAME, F, MulMvAddParams, KN_IN_ALIAS(2, float, r), KN_OUT_ALIAS(3, float, y))   \
     MUL_MV_FUSED_WITH(F, ROWS_ADD, x, 0, r);                                                          \
   }
