@@ -190,7 +190,8 @@ fn h200_table() -> String {
     let driver = [&report["device"]["driver"], &report["driver"]].into_iter().find_map(|d| d.as_str()).unwrap_or("unknown");
     let mut text = format!(
         "Measured on {}, driver {driver}, at commit {} by `{}`. Limits measured in the same run: {}; percentages are of what \
-         they allow. Medians; all rows are in [bench/h200](bench/h200). After the stroke the fastest of the peers in [bench/peers](bench/peers) and \
+         they allow. Medians; all rows are in [bench/h200](bench/h200). Products of 512 rows and more are those of math mode fast, which expands \
+         weights to f16 first. After the stroke the fastest of the peers in [bench/peers](bench/peers) and \
          bench/h200/peers.json, at our counts of bytes and operations.\n",
         report["device"]["name"].as_str().unwrap(),
         report["commit"].as_str().expect("figures name the commit that was measured"),

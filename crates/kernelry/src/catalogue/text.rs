@@ -98,3 +98,23 @@ fn include(out: &mut String, text: &Text, seen: &mut BTreeSet<&'static str>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::builtin;
+
+    /// A compiler may load what is `KN_IN` before a kernel waits for the one before it, and then finds what was there earlier.
+    #[test]
+    fn kernels_that_begin_early_have_no_operand_that_may_be_loaded_early() {
+        let mut seen = 0;
+        for kernel in builtin() {
+            let Some(text) = kernel.gpu_text() else { continue };
+            for (at, _) in text.match_indices("KN_CHAINED(") {
+                let head = text[at..].split('{').next().unwrap_or_default();
+                assert!(!head.contains("KN_IN("), "{}: {head}", kernel.name());
+                seen += 1;
+            }
+        }
+        assert!(seen > 0, "no text has such a kernel");
+    }
+}
