@@ -4,7 +4,7 @@
 
 use kernelry::gguf::{GgufFile, GgufWriter};
 use kernelry::ops::linear::{Linear, Weight};
-use kernelry::ops::quantized::{MulMmParams, MulMvExtParams, MulMvParams, QuantizedMatmul};
+use kernelry::ops::quantized::{LinearAdd, MulMmParams, MulMvExtParams, MulMvParams, NormLinear, QuantizedMatmul};
 use kernelry::quant::{GgmlType, dequantize_to_vec, quantize};
 use kernelry::registry::{ConstantValue, Constants, Math, Registry};
 use kernelry::{Buffer, Context, DType, Device, Encoder, Error};
@@ -326,6 +326,69 @@ fn fast_products_of_a_gpu_round_to_f16() {
             }
         }
     }
+}
+
+/// The norm before a product, the gate and the addition behind it, each in one launch with it.
+#[test]
+fn a_gpu_does_in_one_launch_what_surrounds_a_product() {
+    let ctx = Context::new(Device::open("emulator").expect("a C++ compiler"), Registry::new());
+    let (n, k, eps) = (24, 512, 1e-5f32);
+    for (format, _) in FORMATS {
+        let bytes = blocks(format, 2 * n, k);
+        let decoded = dequantize_to_vec(format, &bytes).unwrap();
+        let weight = Weight::from_bytes(&ctx, &bytes, format, 2 * n, k).unwrap();
+        assert!(NormLinear::supports(&ctx, &weight) && LinearAdd::supports(&ctx, &weight));
+        let mut rng = fastrand::Rng::with_seed(SEED);
+        let (x, norm, residual) = (normal(&mut rng, 30.0, k), normal(&mut rng, 1.0, k), normal(&mut rng, 1.0, 2 * n));
+        let size = (x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / k as f64 + f64::from(eps)).sqrt();
+        let normed: Vec<f32> = x.iter().zip(&norm).map(|(x, w)| (f64::from(*x) / size * f64::from(*w)) as f32).collect();
+        let products = exact(&decoded, &normed, k);
+        let silu = |v: f64| v / (1.0 + (-v).exp());
+        let gated: Vec<_> = (0..n).map(|i| (silu(products[i].0) * products[n + i].0, 0.0)).collect();
+        let added: Vec<_> = exact(&decoded, &x, k).iter().zip(&residual).map(|((y, _), r)| (y + f64::from(*r), 0.0)).collect();
+
+        let upload = |values: &[f32]| ctx.upload(values, &[values.len()]).unwrap();
+        let (x, norm, sum) = (upload(&x), upload(&norm), upload(&residual));
+        let (plain, gate) = (ctx.zeros(DType::F32, &[2 * n]).unwrap(), ctx.zeros(DType::F32, &[n]).unwrap());
+        encode(&ctx, |e| {
+            NormLinear { weight: &weight, x: &x, norm: &norm, eps, gated: false, out: &plain }.encode(e)?;
+            NormLinear { weight: &weight, x: &x, norm: &norm, eps, gated: true, out: &gate }.encode(e)?;
+            LinearAdd { weight: &weight, x: &x, residual: &sum, out: &sum }.encode(e)
+        });
+        for (what, got, expected) in [("norm", &plain, &products), ("gate", &gate, &gated), ("sum", &sum, &added)] {
+            let error = nmse(&got.to_vec::<f32>().unwrap(), expected);
+            assert!(error <= 1e-11, "{format}, {what}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn fused_products_say_what_they_lack() {
+    let gpu = Context::new(Device::open("emulator").expect("a C++ compiler"), Registry::new());
+    let cpu = Context::cpu();
+    let vector = |ctx: &Context, len: usize| ctx.zeros(DType::F32, &[len]).unwrap();
+    let refuse = |ctx: &Context, weight: &Weight, out: usize, gated: bool, part: &str| {
+        let (x, out) = (vector(ctx, weight.cols()), vector(ctx, out));
+        let mut encoder = ctx.encoder();
+        let error = NormLinear { weight, x: &x, norm: &x, eps: 0.0, gated, out: &out }.encode(&mut encoder).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+        assert_eq!(encoder.finish().unwrap().launches(), 0);
+    };
+    let blocks_of = |ctx: &Context, rows: usize, cols: usize| {
+        Weight::from_bytes(ctx, &blocks(GgmlType::Q4_0, rows, cols), GgmlType::Q4_0, rows, cols).unwrap()
+    };
+    let long = blocks_of(&gpu, 2, 8224);
+    assert!(!NormLinear::supports(&gpu, &long) && LinearAdd::supports(&gpu, &long));
+    refuse(&gpu, &long, 2, false, "k: got 8224");
+    refuse(&gpu, &blocks_of(&gpu, 3, 64), 1, true, "weight: got 3 rows");
+    refuse(&gpu, &blocks_of(&gpu, 4, 64), 3, false, "out");
+    let dense = Weight::from_bytes(&gpu, &[0; 4 * 64 * 4], GgmlType::F32, 4, 64).unwrap();
+    assert!(!NormLinear::supports(&gpu, &dense) && !LinearAdd::supports(&gpu, &dense));
+    refuse(&gpu, &dense, 4, false, "weight: got F32");
+    // A CPU gains nothing from it.
+    let here = blocks_of(&cpu, 4, 64);
+    assert!(!NormLinear::supports(&cpu, &here) && !LinearAdd::supports(&cpu, &here));
+    refuse(&cpu, &here, 4, false, "fused_norm_mul_mv_q4_0_f32");
 }
 
 #[test]
