@@ -2,9 +2,10 @@
 // addition before it (the sum is normalised, and stored where asked) or after it; and y = (x - mean) / sqrt(var + eps) * w + b.
 //
 // One block a row, of 1024 threads where there are few rows, f32 accumulation, one rounding at the end. Threads take 16 bytes in turn and keep
-// their first NORM_KEEP groups of four elements in registers, so that a row of up to 256 threads * 16 elements is read once; the rest of a longer row is read
-// again. Weights in f32 of the first 16 bytes are on their way while the sum is made; others would be unpacked before the rest is asked for. Rows that do not allow such loads take one element at a time. Each
-// element is read and written by one thread alone, so outputs may be inputs.
+// their first NORM_KEEP groups of four elements in registers, so that a row of up to 1024 threads * 16 elements is read once; the rest of a longer
+// row is read again. Weights in f32 of the first 16 bytes are on their way while the sum is made; others would be unpacked before the rest is
+// asked for. Rows that do not allow such loads take one element at a time. Each element is read and written by one thread alone, so outputs may
+// be inputs.
 
 #define NORM_KEEP 4u
 #define NORM_WEIGHT 1u  // y *= w

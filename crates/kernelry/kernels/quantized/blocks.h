@@ -7,10 +7,11 @@
 //
 // The weight is scale * code + offset, where scale differs between the halves of a group in formats with HALVES. scale * code is exact in f32.
 //
-// The row kernels take one of two other forms. `bytes`: the codes of a quarter as two words of signed bytes, times 2^BYTE_SHIFT, or as the
-// sums of two such where BYTE_WORDS is four. `small` f16, in four words as above: a code as the last bits of an f16, which costs nothing, is 2^-24 times the code, exactly. It is LESS too large, then times
-// 2^SHIFT. PLACED: 16 times that in odd groups (BLK_ODD) or in the second four values (BLK_SECOND), to be met by activations that are 16 times
-// smaller there; BLK_NEIGHBOURS: small words have values (0, 1), (2, 3) of each four, and words of bytes 0 16 1 17 and 2 18 3 19.
+// The row kernels take one of two other forms. `bytes`: the codes of a quarter as two words of signed bytes, times 2^BYTE_SHIFT, or as the sums of
+// two such where BYTE_WORDS is four. `small` f16, in four words as above: a code as the last bits of an f16, which costs nothing, is 2^-24 times the
+// code, exactly. It is LESS too large, then times 2^SHIFT. PLACED: 16 times that in odd groups (BLK_ODD) or in the second four values
+// (BLK_SECOND), to be met by activations that are 16 times smaller there; BLK_NEIGHBOURS: small words have values (0, 1), (2, 3) of each four, and
+// words of bytes 0 16 1 17 and 2 18 3 19.
 //
 // A format: LEN values in BYTES bytes; GROUPS of 32 in a block; Word, the widest unit that its fields are aligned to (P is a pointer to Word or to
 // ushort in any address space); Q words of codes of a quarter, H words of a head. OFFSET: whether there is an offset. PLAIN: scale and offset
@@ -35,7 +36,10 @@ KN_FN float blk_low_f16(uint w) { return kn_f16_to_f32((ushort)(w & 0xffffu)); }
 KN_FN float blk_high_f16(uint w) { return kn_f16_to_f32((ushort)(w >> 16)); }
 
 // Byte `i` of a word as f32, unsigned, times 2^-24: what it is as the last bits of an f16.
-KN_FN float blk_byte(uint w, uint i) { return kn_f16_to_f32((ushort)(i % 2 ? kn_permute(w, 0, 0x4341u) >> 8 * (i & 2) : kn_permute(w, 0, 0x4240u) >> 8 * (i & 2))); }
+KN_FN float blk_byte(uint w, uint i) {
+  const uint two = i % 2 ? kn_permute(w, 0, 0x4341u) : kn_permute(w, 0, 0x4240u);
+  return kn_f16_to_f32((ushort)(two >> 8 * (i & 2)));
+}
 
 // Codes at bits 0..4 of each half of `w`, and at bits 4..8, which are 16 times as large; less what `bias` takes off.
 KN_FN uint blk_code(uint w, uint bias) { return kn_fma_h2(w | BLK_1024, BLK_ONE, bias); }
@@ -70,7 +74,10 @@ KN_FN void blk_nibbles(uint w, uint bias, uint bias16, KN_PRIVATE uint (&c)[4]) 
   static KN_FN void whole(KN_PRIVATE const uint (&)[S], KN_PRIVATE float& scale, KN_PRIVATE float& offset) { scale = offset = 1; }
 
 struct BlkQ4_0 {
-  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 1, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, BYTE_WORDS = 2, BYTE_SHIFT = 4, SHIFT = 0, LESS = 8, PLACED = BLK_SECOND, STRIDE = 176 };
+  enum {
+    LEN = 32, BYTES = 18, GROUPS = 1, Q = 1, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1,
+    S = 1, BYTE_WORDS = 2, BYTE_SHIFT = 4, SHIFT = 0, LESS = 8, PLACED = BLK_SECOND, STRIDE = 176,
+  };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) { q[0] = blk_u32(p, 2 + 4 * t); }
   template <class P> static KN_FN void head(P p, uint, KN_PRIVATE uint (&h)[H]) { h[0] = blk_u16(p, 0); }
@@ -96,7 +103,10 @@ struct BlkQ4_0 {
 };
 
 struct BlkIQ4_NL {
-  enum { LEN = 32, BYTES = 18, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, BYTE_WORDS = 4, BYTE_SHIFT = 0, SHIFT = 0, LESS = 128, PLACED = BLK_NEIGHBOURS, STRIDE = 176 };
+  enum {
+    LEN = 32, BYTES = 18, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1,
+    S = 1, BYTE_WORDS = 4, BYTE_SHIFT = 0, SHIFT = 0, LESS = 128, PLACED = BLK_NEIGHBOURS, STRIDE = 176,
+  };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u16(p, 2 + 4 * t);
@@ -135,7 +145,10 @@ struct BlkIQ4_NL {
 };
 
 struct BlkQ8_0 {
-  enum { LEN = 32, BYTES = 34, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1, S = 1, BYTE_WORDS = 2, BYTE_SHIFT = 0, SHIFT = 0, LESS = 128, PLACED = 0, STRIDE = 304 };
+  enum {
+    LEN = 32, BYTES = 34, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1,
+    S = 1, BYTE_WORDS = 2, BYTE_SHIFT = 0, SHIFT = 0, LESS = 128, PLACED = 0, STRIDE = 304,
+  };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 2 + 4 * t);
@@ -164,7 +177,10 @@ struct BlkQ8_0 {
 };
 
 struct BlkQ5_1 {
-  enum { LEN = 32, BYTES = 24, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 1, PLAIN = 1, S = 1, BYTE_WORDS = 2, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = 0, STRIDE = 208 };
+  enum {
+    LEN = 32, BYTES = 24, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 1, PLAIN = 1,
+    S = 1, BYTE_WORDS = 2, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = 0, STRIDE = 208,
+  };
   typedef uint Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 8 + 4 * t);
@@ -227,7 +243,10 @@ KN_FN void blk_k_scale(KN_PRIVATE const uint (&h)[4], uint g, KN_PRIVATE float& 
   }
 
 struct BlkQ4_K {
-  enum { LEN = 256, BYTES = 144, GROUPS = 8, Q = 2, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0, S = 5, BYTE_WORDS = 2, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = BLK_ODD, STRIDE = 144 };
+  enum {
+    LEN = 256, BYTES = 144, GROUPS = 8, Q = 2, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0,
+    S = 5, BYTE_WORDS = 2, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = BLK_ODD, STRIDE = 144,
+  };
   typedef uint Word;
   template <class P> static KN_FN void load(P p, uint g, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 16 + 32 * (g / 2) + 4 * t);
@@ -257,7 +276,10 @@ struct BlkQ4_K {
 };
 
 struct BlkQ5_K {
-  enum { LEN = 256, BYTES = 176, GROUPS = 8, Q = 4, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0, S = 5, BYTE_WORDS = 2, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = BLK_ODD, STRIDE = 176 };
+  enum {
+    LEN = 256, BYTES = 176, GROUPS = 8, Q = 4, H = 4, HALVES = 0, OFFSET = 1, PLAIN = 0,
+    S = 5, BYTE_WORDS = 2, BYTE_SHIFT = 0, SHIFT = 0, LESS = 0, PLACED = BLK_ODD, STRIDE = 176,
+  };
   typedef uint Word;
   template <class P> static KN_FN void load(P p, uint g, uint t, KN_PRIVATE uint (&q)[Q]) {
     q[0] = blk_u32(p, 48 + 32 * (g / 2) + 4 * t);
@@ -292,7 +314,10 @@ struct BlkQ5_K {
 };
 
 struct BlkQ6_K {
-  enum { LEN = 256, BYTES = 210, GROUPS = 8, Q = 4, H = 2, HALVES = 1, OFFSET = 0, PLAIN = 0, S = 1, BYTE_WORDS = 2, BYTE_SHIFT = 2, SHIFT = 2, LESS = 128, PLACED = 0, STRIDE = 240 };
+  enum {
+    LEN = 256, BYTES = 210, GROUPS = 8, Q = 4, H = 2, HALVES = 1, OFFSET = 0, PLAIN = 0,
+    S = 1, BYTE_WORDS = 2, BYTE_SHIFT = 2, SHIFT = 2, LESS = 128, PLACED = 0, STRIDE = 240,
+  };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint g, uint t, KN_PRIVATE uint (&q)[Q]) {
     const uint low = 64 * (g / 4) + 32 * (g % 2) + 4 * t, high = 128 + 32 * (g / 4) + 4 * t;

@@ -21,8 +21,12 @@ KN_FN void rows_half_split(float x, float y, KN_PRIVATE uint& high, KN_PRIVATE u
 
 // With PAIRS of blocks, what one block makes of activations is the other's too.
 template <class F, uint TILES, bool PAIRS> struct RowsHalf {
-  // Words of a slice of 256 values in all rows, high parts and low ones by columns; sums of a group, or of its halves where those have scales of their own.
-  enum : uint { NT = TILES, ONE = 0, STEP = 4, ROWS = STEP * NT, GROUP = 32, SLICE = 8 * GROUP * ROWS, SUMS = F::HALVES ? 2 : 1, FIRST = 0, OWN = 2, BITS = 14, PAIR = PAIRS ? 2 : 1, AHEAD = 8 };
+  // Words of a slice of 256 values in all rows, high parts and low ones by columns; sums of a group, or of its halves where those have scales of
+  // their own. Weight rows of a lane; where the largest value is put; slices of activations on their way at once.
+  enum : uint {
+    NT = TILES, ONE = 0, STEP = 4, ROWS = STEP * NT, GROUP = 32, SLICE = 8 * GROUP * ROWS, SUMS = F::HALVES ? 2 : 1, FIRST = 0,
+    OWN = 2, BITS = 14, PAIR = PAIRS ? 2 : 1, AHEAD = 8,
+  };
 
   static KN_FN uint largest(float4 a, float4 b) { return kn_max(rows_half_largest(a), rows_half_largest(b)); }
   // Which input row of a tile the results of the lane belong to, what they are too large by, whether the offsets of its weight rows are its own, and
@@ -35,10 +39,11 @@ template <class F, uint TILES, bool PAIRS> struct RowsHalf {
   // The lane's activations in a slice: column and quarter.
   static KN_FN KN_LOCAL const uint* place(KN_LOCAL const uint*, KN_LOCAL const uint* slice, uint lane) { return slice + 4 * lane; }
 
-  // Adds the products of group `g` of a slice to the sums of scaled codes and of offsets. `x` are the lane's
-  // activations in the slice and `sums` the sums of its input row.
+  // Adds the products of group `g` of a slice to the sums of scaled codes and of offsets. `x` are the lane's activations in the slice and `sums`
+  // the sums of its input row.
   static KN_FN void group(KN_LOCAL const uchar* bytes0, KN_LOCAL const uchar* bytes1, KN_PRIVATE const uint (&heads)[OWN][F::S],
-                    KN_LOCAL const uint* x, KN_LOCAL const float* sums, uint g, KN_PRIVATE float (&a)[NT][OWN], KN_PRIVATE float (&o)[NT][OWN], uint lane) {
+                    KN_LOCAL const uint* x, KN_LOCAL const float* sums, uint g, KN_PRIVATE float (&a)[NT][OWN],
+                    KN_PRIVATE float (&o)[NT][OWN], uint lane) {
     const uint t = lane % 4, skip = F::GROUPS == 1 ? g * F::BYTES : 0;
     KN_LOCAL const typename F::Word* b[2] = {(KN_LOCAL const typename F::Word*)(bytes0 + skip), (KN_LOCAL const typename F::Word*)(bytes1 + skip)};
     uint c[2][4];

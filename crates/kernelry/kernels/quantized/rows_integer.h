@@ -26,7 +26,10 @@ KN_FN void rows_integer_parts(float4 v, float scale, KN_PRIVATE uint& mid, KN_PR
 
 template <class F, bool ALONE> struct RowsInteger {
   // Words of a slice of 256 values in all rows; a slice of ones comes FIRST, and more words for the banks.
-  enum : uint { NT = 1, ONE = ALONE, STEP = ALONE ? 1 : 2, ROWS = STEP, GROUP = 24, SLICE = 8 * GROUP * ROWS, SUMS = 1, FIRST = SLICE + 32, OWN = ALONE ? 1 : 2, BITS = 21, PAIR = 1, AHEAD = 4 };
+  enum : uint {
+    NT = 1, ONE = ALONE, STEP = ALONE ? 1 : 2, ROWS = STEP, GROUP = 24, SLICE = 8 * GROUP * ROWS, SUMS = 1, FIRST = SLICE + 32,
+    OWN = ALONE ? 1 : 2, BITS = 21, PAIR = 1, AHEAD = 4,
+  };
 
   static KN_FN uint largest(float4 a, float4 b) { return kn_max(rows_integer_largest(a), rows_integer_largest(b)); }
   // As in rows_half.h. Even lanes have the sums of mid and high, which count 2^8, odd ones of low and the ones.
@@ -40,10 +43,11 @@ template <class F, bool ALONE> struct RowsInteger {
     return (r % 4 == 3 ? ones : slice) + ((ALONE ? 0 : r / 4 * GROUP) + r % 4 * 8 + 2 * (lane % 4));
   }
 
-  // Adds the products of group `g` of a slice to the sums of scaled codes and of offsets. `x` are the lane's
-  // activations in the slice and `sums` the sums of its input row.
+  // Adds the products of group `g` of a slice to the sums of scaled codes and of offsets. `x` are the lane's activations in the slice and `sums`
+  // the sums of its input row.
   static KN_FN void group(KN_LOCAL const uchar* bytes0, KN_LOCAL const uchar* bytes1, KN_PRIVATE const uint (&heads)[OWN][F::S],
-                    KN_LOCAL const uint* x, KN_LOCAL const float* sums, uint g, KN_PRIVATE float (&a)[NT][OWN], KN_PRIVATE float (&o)[NT][OWN], uint lane) {
+                    KN_LOCAL const uint* x, KN_LOCAL const float* sums, uint g, KN_PRIVATE float (&a)[NT][OWN],
+                    KN_PRIVATE float (&o)[NT][OWN], uint lane) {
     const uint t = lane % 4, skip = F::GROUPS == 1 ? g * F::BYTES : 0;
     const int weight = t % 2 ? 0x8080 : 256;  // of the second column of the lane
     KN_LOCAL const typename F::Word* b[2] = {(KN_LOCAL const typename F::Word*)(bytes0 + skip), (KN_LOCAL const typename F::Word*)(bytes1 + skip)};
