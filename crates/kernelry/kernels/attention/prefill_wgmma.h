@@ -49,19 +49,6 @@ KN_FN void attn_wgmma_load(uint tile, const K* x, uint row, uint end, uint dim, 
   }
 }
 
-// Two values in a word, each rounded to nearest even.
-template <class K> KN_FN uint attn_word(float x, float y);
-template <> KN_FN uint attn_word<kn_f16>(float x, float y) {
-  uint r;
-  asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(r) : "f"(x), "f"(y));
-  return r;
-}
-template <> KN_FN uint attn_word<kn_bf16>(float x, float y) {
-  uint r;
-  asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(r) : "f"(x), "f"(y));
-  return r;
-}
-
 // The queries of the block, each scaled by a power of two as in attention/prefill_mma.h, into panels; two threads a query.
 template <uint D, bool SPLIT, class Q, class K>
 KN_FN void attn_wgmma_queries(uchar* to, float* factor, KN_PRIVATE const Attn& a, const Q* q, uint t) {
@@ -98,9 +85,9 @@ KN_FN void attn_wgmma_queries(uchar* to, float* factor, KN_PRIVATE const Attn& a
     }
     uint hi[4], lo[4];
     KN_UNROLL for (uint i = 0; i < 4; ++i) {
-      hi[i] = attn_word<K>(y[2 * i], y[2 * i + 1]);
+      hi[i] = kn_pack<K>(y[2 * i], y[2 * i + 1]);
       const float2 h = kn_unpack<K>(hi[i]);
-      lo[i] = attn_word<K>(y[2 * i] - h.x, y[2 * i + 1] - h.y);
+      lo[i] = kn_pack<K>(y[2 * i] - h.x, y[2 * i + 1] - h.y);
     }
     uchar* place = to + c / 8 * 16384 + wgmma_place(row, c % 8);
     *(uint4*)place = kn_u4(hi[0], hi[1], hi[2], hi[3]);
@@ -109,7 +96,7 @@ KN_FN void attn_wgmma_queries(uchar* to, float* factor, KN_PRIVATE const Attn& a
 }
 
 KN_FN void attn_store2(float* to, float x, float y) { *(float2*)to = kn_f2(x, y); }
-template <class Q> KN_FN void attn_store2(Q* to, float x, float y) { *(uint*)to = attn_word<Q>(x, y); }
+template <class Q> KN_FN void attn_store2(Q* to, float x, float y) { *(uint*)to = kn_pack<Q>(x, y); }
 
 // Scores of a tile of keys, issued.
 template <uint D, bool SPLIT, class K> KN_FN void attn_wgmma_scores(float (&s)[64], uint qs, uint ks) {
@@ -186,11 +173,11 @@ template <bool SPLIT, class K> KN_FN void attn_wgmma_weights(uint (&p)[SPLIT ? 6
   KN_UNROLL for (uint j = 0; j < 8; ++j)
     KN_UNROLL for (uint i = 0; i < 4; ++i) {
       const float x = s[8 * j + 4 * (i / 2) + 2 * (i % 2)], y = s[8 * j + 4 * (i / 2) + 2 * (i % 2) + 1];
-      const uint w = attn_word<K>(x, y);
+      const uint w = kn_pack<K>(x, y);
       p[4 * j + i] = w;
       if (SPLIT) {
         const float2 h = kn_unpack<K>(w);
-        p[(SPLIT ? 32 : 0) + 4 * j + i] = attn_word<K>(x - h.x, y - h.y);
+        p[(SPLIT ? 32 : 0) + 4 * j + i] = kn_pack<K>(x - h.x, y - h.y);
       }
     }
 }

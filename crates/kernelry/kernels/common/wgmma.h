@@ -48,11 +48,6 @@ KN_FN void wgmma_bar_wait(ulong* bar, uint parity) {
                "r"(parity) : "memory");
 }
 // Pairs of blocks (clusters of two) reach each other's threadgroup memory, which is laid out alike.
-KN_FN uint wgmma_rank() {
-  uint r;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-  return r;
-}
 // Barriers are set up, by one thread of each block; every thread of both comes here.
 KN_FN void wgmma_pair_ready() {
   asm volatile("fence.mbarrier_init.release.cluster; barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
@@ -121,12 +116,6 @@ KN_FN void wgmma_map_ready(const void* map) { asm volatile("fence.proxy.tensorma
 KN_FN void wgmma_part_barrier(uint id, uint threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 // A barrier that tells every thread whether any came with `v`.
 KN_FN bool wgmma_any(bool v) { return __syncthreads_or(v) != 0; }
-// Two f16 in a word, the first in the lower half, in one operation.
-KN_FN uint wgmma_pack(float a, float b) {
-  uint r;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
-  return r;
-}
 
 template <class T, uint N, uint TRANS> struct Wgmma;
 

@@ -75,14 +75,6 @@ KN_FN uint dense_parts(KN_PARAMS const DenseShape& d, uint width, uint pairs) {
   return parts;
 }
 
-template <class T> KN_FN uint dense_pack(float a, float b);
-template <> KN_FN uint dense_pack<kn_f16>(float a, float b) { return wgmma_pack(a, b); }
-template <> KN_FN uint dense_pack<kn_bf16>(float a, float b) {
-  uint r;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
-  return r;
-}
-
 // The first kernel rounds rows. A block holds two slices of a piece of eight values a thread: of two rows, or of one that is longer, in which it
 // then goes on by two slices.
 #define DENSE_PREPARERS 256u
@@ -136,8 +128,8 @@ KN_FN void dense_rows(const float* x, uchar* scratch, KN_PARAMS const DenseShape
           if (r < rows && at < pieces) {
             uchar* tile = dense_inputs(scratch, d) + (r / d.m * tiles + in / 128) * dense_tile_bytes(d);
             kn_store16(tile + (at / 8 * 16384 + in % 128 / 64 * 8192 + wgmma_place(in % 64, at % 8)),
-                       kn_u4(dense_pack<T>(a.x * s, a.y * s), dense_pack<T>(a.z * s, a.w * s), dense_pack<T>(b.x * s, b.y * s),
-                             dense_pack<T>(b.z * s, b.w * s)));
+                       kn_u4(kn_pack<T>(a.x * s, a.y * s), kn_pack<T>(a.z * s, a.w * s), kn_pack<T>(b.x * s, b.y * s),
+                             kn_pack<T>(b.z * s, b.w * s)));
           }
         }
       }
@@ -325,7 +317,7 @@ template <class T, uint N, bool RANGE, bool PANELS, class Y>
 KN_FN void dense_tiles(uchar* scratch, Y* y, KN_PARAMS const DenseShape& d, uchar* shared, uint tid, uint pair, uint pairs) {
   uchar* stage = shared + (0u - wgmma_address(shared) & 1023u);
   DenseBarriers* bars = (DenseBarriers*)(stage + DENSE_RING);
-  const uint rank = wgmma_rank(), warp = tid / 32, group = tid / 128, lane = tid % 32, tiles = kn_cdiv(d.m, 128);
+  const uint rank = kn_pair_rank(), warp = tid / 32, group = tid / 128, lane = tid % 32, tiles = kn_cdiv(d.m, 128);
   if (tid == 0) {
     KN_UNROLL for (uint i = 0; i < DENSE_STAGES(N); ++i) {
       wgmma_bar_init(bars->full + i, 1);

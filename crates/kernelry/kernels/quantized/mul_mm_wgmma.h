@@ -69,7 +69,7 @@ KN_FN void mmw_decode(KN_LOCAL const uchar* row, KN_LOCAL const float2* table, u
     KN_UNROLL for (uint j = 0; j < 4; ++j) {
       const float2 v = kn_unpack_f16(c[j]);
       const float s = j < 2 ? s0 : s1;
-      c[j] = wgmma_pack(s * v.x + offset, s * v.y + offset);
+      c[j] = kn_pack_f16(s * v.x + offset, s * v.y + offset);
     }
   }
 }
@@ -77,13 +77,13 @@ KN_FN void mmw_decode(KN_LOCAL const uchar* row, KN_LOCAL const float2* table, u
 // Four activations as one word of the even and one of the odd; `bad` becomes NaN where one is infinite. With LOW, what they leave.
 template <bool LOW> KN_FN void mmw_split(float4 v, float s, KN_PRIVATE uint (&high)[2], KN_PRIVATE uint (&low)[2], KN_PRIVATE uint& bad) {
   v = kn_f4(v.x * s, v.y * s, v.z * s, v.w * s);
-  high[0] = wgmma_pack(v.x, v.z);
-  high[1] = wgmma_pack(v.y, v.w);
+  high[0] = kn_pack_f16(v.x, v.z);
+  high[1] = kn_pack_f16(v.y, v.w);
   bad = kn_fma_h2(high[0], 0, kn_fma_h2(high[1], 0, bad));
   if (LOW) {
     const float2 a = kn_unpack_f16(high[0]), b = kn_unpack_f16(high[1]);
-    low[0] = wgmma_pack(v.x - a.x, v.z - a.y);
-    low[1] = wgmma_pack(v.y - b.x, v.w - b.y);
+    low[0] = kn_pack_f16(v.x - a.x, v.z - a.y);
+    low[1] = kn_pack_f16(v.y - b.x, v.w - b.y);
   }
 }
 
