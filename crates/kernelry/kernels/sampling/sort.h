@@ -1,49 +1,12 @@
-// Sorting and selection: elements by value descending, equal values (both zeros are equal) by index, NaN after everything.
+// Sorting and selection of whole rows.
 //
-// A key orders like that, and a key with its index is unique. Up to SORT_ROOM elements are sorted in threadgroup memory by a bitonic
-// network. A longer row is cut by rank: a block finds the elements of the two ranks that bound its share by radix selection, reads the row
-// once more to gather what lies between them, sorts that and writes it where it belongs. Blocks need nothing of each other, so that a row
-// takes one launch and no memory beside its result.
+// Up to SORT_ROOM elements are sorted in threadgroup memory by a bitonic network. A longer row is cut by rank: a block finds the elements
+// of the two ranks that bound its share by radix selection, reads the row once more to gather what lies between them, sorts that and writes
+// it where it belongs. Blocks need nothing of each other, so that a row takes one launch and no memory beside its result.
+#include "sampling/order.h"
 
-#define SORT_ROOM 2048u  // elements of a share
 #define SORT_BITS 11u    // bits of a digit: as many counters as a share has elements
 #define SORT_FLIGHT 4u   // elements that a thread loads at once
-#define SORT_END 0xffffffffu
-
-KN_FN uint sort_key(float v) {
-  if (kn_isnan(v)) return SORT_END;
-  const uint bits = (kn_bits(v) & 0x7fffffffu) == 0 ? 0u : kn_bits(v);
-  return ~((bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u);
-}
-
-KN_FN bool sort_before(uint key, uint i, uint other_key, uint other) { return key < other_key || (key == other_key && i < other); }
-
-// Sorts `size` elements, a power of two. Each merge starts with mirrored partners, so that all comparisons point one way. Steps whose
-// pairs stay within what a warp holds need no more than the warp's own order.
-KN_FN void sort_network(KN_LOCAL uint* keys, KN_LOCAL uint* ids, uint size, uint t, uint n) {
-  for (uint merged = 2; merged <= size; merged *= 2) {
-    for (uint span = merged; span >= 2; span /= 2) {
-      for (uint q = t; q < size / 2; q += n) {
-        const uint reach = span / 2, i = q / reach * span + q % reach;
-        const uint j = span == merged ? i ^ (merged - 1) : i + reach;
-        if (sort_before(keys[j], ids[j], keys[i], ids[i])) {
-          const uint key = keys[i], id = ids[i];
-          keys[i] = keys[j];
-          ids[i] = ids[j];
-          keys[j] = key;
-          ids[j] = id;
-        }
-      }
-      const uint next = span > 2 ? span / 2 : merged * 2;
-      if (span <= 2 * KN_WARP && next <= 2 * KN_WARP) {
-        kn_warp_sync();
-      } else {
-        kn_barrier();
-      }
-    }
-  }
-  kn_barrier();
-}
 
 // The counter that rank `rank` falls into and the rank within it, to result[0] and result[1]. `scratch` has a word a warp.
 KN_FN void sort_find(KN_LOCAL const uint* counters, uint rank, KN_LOCAL uint* scratch, KN_LOCAL uint* result, uint t, uint n, uint lane,
@@ -112,18 +75,15 @@ KN_FN void sort_narrow(KN_PRIVATE SortBound& low, KN_PRIVATE SortBound& high, bo
   }
 }
 
-// Leaves the elements of ranks [from, to) of a row sorted in `pool`: keys, and their indices SORT_ROOM words on. At most SORT_ROOM ranks.
+// Leaves the elements of ranks [from, to) of a row sorted in `pool`, as SORT_ROOM words of two; at most so many ranks.
 // `result` has two words, `scratch` one a warp; the block is a power of two of at most SORT_ROOM threads.
 KN_FN void sort_ranks(KN_GLOBAL const float* x, uint cols, uint from, uint to, KN_LOCAL uint* pool, KN_LOCAL uint* scratch,
                       KN_LOCAL uint* result, uint t, uint n, uint lane, uint warp) {
-  KN_LOCAL uint* ids = pool + SORT_ROOM;
+  KN_LOCAL ulong* words = (KN_LOCAL ulong*)pool;
   uint size = 2;
   while (size < to - from) size *= 2;
   if (from == 0 && to == cols) {
-    for (uint i = t; i < size; i += n) {
-      pool[i] = i < cols ? sort_key(x[i]) : SORT_END;
-      ids[i] = i < cols ? i : SORT_END;
-    }
+    for (uint i = t; i < size; i += n) words[i] = i < cols ? sort_word(sort_key(x[i]), i) : SORT_NOTHING;
   } else {
     SortBound low, high;
     low.key = low.id = high.key = high.id = 0;
@@ -150,30 +110,27 @@ KN_FN void sort_ranks(KN_GLOBAL const float* x, uint cols, uint from, uint to, K
       KN_UNROLL for (uint k = 0; k < SORT_FLIGHT; ++k) keys[k] = base + k * n < cols ? sort_key(x[base + k * n]) : 0;
       KN_UNROLL for (uint k = 0; k < SORT_FLIGHT; ++k) {
         const uint i = base + k * n;
-        const bool within = !(low_wanted && sort_before(keys[k], i, low.key, low.id)) &&
-                            !(high_wanted && !sort_before(keys[k], i, high.key, high.id));
-        if (i < cols && within) {
-          const uint at = kn_atomic_add_local(result, 1);
-          pool[at] = keys[k];
-          ids[at] = i;
-        }
+        const ulong word = sort_word(keys[k], i);
+        const bool within = !(low_wanted && word < sort_word(low.key, low.id)) && !(high_wanted && word >= sort_word(high.key, high.id));
+        if (i < cols && within) words[kn_atomic_add_local(result, 1)] = word;
       }
     }
-    for (uint i = to - from + t; i < size; i += n) pool[i] = ids[i] = SORT_END;
+    for (uint i = to - from + t; i < size; i += n) words[i] = SORT_NOTHING;
   }
   kn_barrier();
-  sort_network(pool, ids, size, t, n);
+  sort_runs(words, size, size, t, n);
 }
 
 // Group x is the row times its shares.
-KN_KERNEL(argsort_desc_f32, 1024, RowsParams, KN_IN(0, float, x), KN_OUT(1, uint, ids)) {
+KN_KERNEL_DEEP(argsort_desc_f32, 1024, RowsParams, KN_IN(0, float, x), KN_OUT(1, uint, ids)) {
   KN_SHARED(uint, pool, 2 * SORT_ROOM);
   KN_SHARED(uint, scratch, KN_SCRATCH);
   KN_SHARED(uint, result, 2);
   const uint shares = kn_cdiv(p.cols, SORT_ROOM), from = KN_GROUP_X % shares * SORT_ROOM, to = kn_min(from + SORT_ROOM, p.cols);
   const ulong row = (ulong)(KN_GROUP_X / shares) * p.cols;
   sort_ranks(x + row, p.cols, from, to, pool, scratch, result, KN_THREAD_X, KN_BLOCK_X, KN_LANE, KN_WARP_ID);
-  for (uint i = KN_THREAD_X; i < to - from; i += KN_BLOCK_X) ids[row + from + i] = pool[SORT_ROOM + i];
+  KN_LOCAL const ulong* words = (KN_LOCAL const ulong*)pool;
+  for (uint i = KN_THREAD_X; i < to - from; i += KN_BLOCK_X) ids[row + from + i] = (uint)words[i];
 }
 
 // NaN comes last and is never selected.
@@ -182,9 +139,10 @@ KN_KERNEL(top_k_f32, 1024, TopKParams, KN_IN(0, float, x), KN_OUT(1, uint, indic
   KN_SHARED(uint, scratch, KN_SCRATCH);
   KN_SHARED(uint, result, 2);
   sort_ranks(x, p.n, 0, p.k, pool, scratch, result, KN_THREAD_X, KN_BLOCK_X, KN_LANE, KN_WARP_ID);
+  KN_LOCAL const ulong* words = (KN_LOCAL const ulong*)pool;
   for (uint i = KN_THREAD_X; i < p.k; i += KN_BLOCK_X) {
-    const bool none = pool[i] == SORT_END;
-    indices[i] = none ? SORT_END : pool[SORT_ROOM + i];
-    values[i] = none ? -KN_INF : x[pool[SORT_ROOM + i]];
+    const bool none = sort_word_key(words[i]) == SORT_END;
+    indices[i] = none ? SORT_END : (uint)words[i];
+    values[i] = none ? -KN_INF : x[(uint)words[i]];
   }
 }

@@ -40,6 +40,7 @@ const SHARED: &[Text] = &[
     kernel_text!("quantized/rows_half.h"),
     kernel_text!("quantized/rows_integer.h"),
     kernel_text!("row_copy.h"),
+    kernel_text!("sampling/order.h"),
 ];
 
 /// The text of one entry: a file, and the lines after it that make the instances. Entries with one text share one compiled module.

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::{Cases, Input, Reference, Tolerance};
-use crate::ops::sampling::{RowsParams, SoftmaxSampleParams, TopKParams};
+use crate::ops::sampling::{CandidatesParams, RowsParams, SoftmaxSampleParams, TopKParams};
 
 /// Indices by value descending, then by index; NaN last.
 fn order(row: &[f64]) -> Vec<usize> {
@@ -112,6 +112,181 @@ pub(crate) fn top_k_cases(c: &mut Cases) {
         c.add("vocabulary", TopKParams { n: 262_144, k: 64 });
     }
     c.bench("n=151936 k=64", TopKParams { n: 151_936, k: 64 }).on_gpus();
+}
+
+/// Columns that a block selects from.
+const SHARE: usize = 2048;
+
+/// The word of IEEE binary32 that orders as its value does, turned round: 0 for NaN and +inf, which make the row bad.
+fn candidate_key(v: f64) -> f64 {
+    if v.is_nan() || v == f64::INFINITY {
+        return 0.0;
+    }
+    // Distance in representable values from zero, either way; +0 is 0x80000000 of 2^32, and keys count down.
+    let bits = f64::from((v.abs() as f32).to_bits());
+    let above = f64::from(0x8000_0000_u32);
+    NOTHING
+        - if v > 0.0 {
+            above + bits
+        } else if v < 0.0 {
+            above - 1.0 - bits
+        } else {
+            above
+        }
+}
+
+pub(crate) fn candidates(r: &mut Reference<'_>) {
+    let p: CandidatesParams = r.params();
+    let (cols, k) = (p.cols as usize, p.k as usize);
+    let x = r.f64s("x");
+    let (mut keys, mut ids) = (Vec::new(), Vec::new());
+    for row in x.chunks(cols) {
+        let best: Vec<Vec<(f64, usize)>> = (0..cols.div_ceil(SHARE))
+            .map(|block| {
+                let share = block * SHARE..((block + 1) * SHARE).min(cols);
+                let mut words: Vec<(f64, usize)> =
+                    share.filter(|i| row[*i] != f64::NEG_INFINITY).map(|i| (candidate_key(row[i]), i)).collect();
+                words.sort_by(|a, b| a.partial_cmp(b).unwrap_or(Ordering::Equal));
+                words
+            })
+            .collect();
+        for rank in 0..k {
+            keys.extend(best.iter().map(|words| words.get(rank).map_or(NOTHING, |w| w.0)));
+            ids.extend(best.iter().map(|words| words.get(rank).map_or(NOTHING, |w| w.1 as f64)));
+        }
+    }
+    r.expect("keys", keys, Tolerance::EXACT);
+    r.expect("ids", ids, Tolerance::EXACT);
+}
+
+pub(crate) fn candidates_cases(c: &mut Cases) {
+    for (rows, cols, k) in [
+        (2, 5, 3),
+        (1, 1, 1),
+        (1, 64, 64),
+        (1, 256, 256),
+        (2, 300, 256),
+        (3, 2047, 50),
+        (2, 2048, 64),
+        (2, 2049, 65),
+        (1, 4095, 1),
+        (1, 4100, 31),
+        (1, 6144, 128),
+        (1, 10_000, 40),
+    ] {
+        let p = CandidatesParams { rows, cols, k };
+        let label = |what: &str| format!("rows={rows} cols={cols} k={k}{what}");
+        c.add(label(""), p);
+        c.add(label(", many ties"), p).input("x", Input::Integers(-3, 3));
+        c.add(label(", awkward values"), p).input("x", awkward());
+    }
+    let one = CandidatesParams { rows: 1, cols: 5000, k: 40 };
+    c.add("all equal", one).input("x", Input::Values(vec![-7.5]));
+    c.add("all -inf", one).input("x", Input::Values(vec![f64::NEG_INFINITY]));
+    c.add("few above -inf", one).input("x", Input::custom(few_above));
+    c.add("NaN at the end", one).input("x", with(4999, f32::NAN));
+    c.add("+inf at the end of a share", one).input("x", with(2047, f32::INFINITY));
+    c.add("zeros and denormals", one).input("x", Input::Values(vec![-0.0, 0.0, -1e-45, 1e-45, -1e-40, 1e-40, -1.0]));
+    c.add("ascending", one).input("x", Input::Values((0..5000).map(f64::from).collect()));
+    if c.intensity >= 2 {
+        c.add("vocabulary", CandidatesParams { rows: 1, cols: 262_144, k: 64 });
+    }
+    for k in [1, 20, 64, 128, 256] {
+        c.bench(format!("rows=1 cols=152064 k={k}"), CandidatesParams { rows: 1, cols: 152_064, k }).on_gpus();
+    }
+}
+
+/// -inf but for one element in a thousand.
+fn few_above(rng: &mut fastrand::Rng, bytes: usize) -> Vec<u8> {
+    (0..bytes / 4).flat_map(|i| if i % 1000 == 77 { rng.f32() } else { f32::NEG_INFINITY }.to_ne_bytes()).collect()
+}
+
+pub(crate) fn candidates_merge(r: &mut Reference<'_>) {
+    let p: CandidatesParams = r.params();
+    let k = p.k as usize;
+    let (keys, ids) = (r.f64s("keys"), r.f64s("ids"));
+    let total = keys.len() / p.rows as usize;
+    let mut best = Vec::new();
+    for (keys, ids) in keys.chunks(total).zip(ids.chunks(total)) {
+        let mut words: Vec<(f64, f64)> = keys.iter().zip(ids).filter(|w| *w.0 != NOTHING).map(|w| (*w.0, *w.1)).collect();
+        words.sort_by(|a, b| a.partial_cmp(b).unwrap_or(Ordering::Equal));
+        let bad = words.first().is_none_or(|w| w.0 == 0.0);
+        let slot = |rank: usize| if bad { None } else { words.get(rank) };
+        best.extend((0..k).map(|rank| slot(rank).map_or(NOTHING, |w| w.1)));
+        best.extend((0..k).map(|rank| match slot(rank) {
+            // What was counted up from the lowest value is turned back: below zero the bits count the other way, and have the sign.
+            Some((key, _)) if NOTHING - key >= f64::from(0x8000_0000_u32) => NOTHING - key - f64::from(0x8000_0000_u32),
+            Some((key, _)) => *key,
+            None if bad => f64::from(0x7fc0_0000),
+            None => f64::from(0xff80_0000_u32),
+        }));
+    }
+    r.expect("best", best, Tolerance::EXACT);
+}
+
+/// Keys of finite values from these on, in this many steps, sorted by rank for each of `blocks` lists.
+fn sorted_keys(blocks: usize, from: u32, steps: u32) -> Input {
+    Input::custom(move |rng, bytes| {
+        let mut lists: Vec<Vec<u32>> = (0..blocks).map(|_| (0..bytes / 4 / blocks).map(|_| from + rng.u32(0..steps)).collect()).collect();
+        lists.iter_mut().for_each(|list| list.sort_unstable());
+        (0..bytes / 4).flat_map(|i| lists[i % blocks][i / blocks].to_ne_bytes()).collect()
+    })
+}
+
+/// Distinct columns that descend, so that ties are not in the order of memory.
+fn descending_ids() -> Input {
+    Input::custom(|_, bytes| (0..(bytes / 4) as u32).rev().flat_map(u32::to_ne_bytes).collect())
+}
+
+pub(crate) fn candidates_merge_cases(c: &mut Cases) {
+    for (rows, cols, k) in
+        [(2, 5, 3), (1, 1, 1), (2, 2048, 64), (2, 2049, 65), (1, 40_000, 1), (1, 70_000, 40), (1, 40_000, 256), (1, 131_073, 31)]
+    {
+        let p = CandidatesParams { rows, cols, k };
+        let blocks = (cols as usize).div_ceil(SHARE);
+        for (what, from, steps) in
+            [("positive", 0x0080_0000, 0x7f00_0000), ("negative", 0x8000_0000, 0x7f80_0000), ("ties", 0x7fff_fff0, 9)]
+        {
+            let case = c.add(format!("rows={rows} cols={cols} k={k}, {what}"), p);
+            case.input("keys", sorted_keys(blocks, from, steps)).input("ids", descending_ids());
+        }
+    }
+    // Each list is better than the one before, or all are alike: more pass the first limit than fit.
+    let p = CandidatesParams { rows: 1, cols: 150_000, k: 64 };
+    let rising = |_: &mut fastrand::Rng, bytes: usize| {
+        (0..(bytes / 4) as u32).flat_map(|i| (0x4000_0000 - i % 74 * 1000 + i / 74).to_ne_bytes()).collect()
+    };
+    c.add("lists that rise", p).input("keys", Input::custom(rising)).input("ids", descending_ids());
+    c.add("all equal", p).input("keys", Input::Words(vec![0x4000_0000])).input("ids", descending_ids());
+    c.add("one list of many has all", p)
+        .input(
+            "keys",
+            Input::custom(|_, bytes| {
+                (0..(bytes / 4) as u32).flat_map(|i| if i % 74 == 9 { 0x4000_0000 + i } else { u32::MAX }.to_ne_bytes()).collect()
+            }),
+        )
+        .input("ids", descending_ids());
+    c.add("nothing", p).input("keys", Input::Words(vec![u32::MAX])).input("ids", Input::Words(vec![u32::MAX]));
+    c.add("fewer than k", p)
+        .input(
+            "keys",
+            Input::custom(|_, bytes| {
+                (0..(bytes / 4) as u32).flat_map(|i| if i < 50 { 0x4000_0000 + i } else { u32::MAX }.to_ne_bytes()).collect()
+            }),
+        )
+        .input("ids", descending_ids());
+    c.add("a bad one among them", p)
+        .input(
+            "keys",
+            Input::custom(|_, bytes| {
+                (0..(bytes / 4) as u32).flat_map(|i| if i == 73 { 0 } else { 0x4000_0000 + i }.to_ne_bytes()).collect()
+            }),
+        )
+        .input("ids", descending_ids());
+    for k in [1, 20, 64, 128, 256] {
+        let case = c.bench(format!("rows=1 cols=152064 k={k}"), CandidatesParams { rows: 1, cols: 152_064, k });
+        case.on_gpus().input("keys", sorted_keys(75, 0x3f00_0000, 0x0080_0000)).input("ids", descending_ids());
+    }
 }
 
 pub(crate) fn softmax_sample(r: &mut Reference<'_>) {

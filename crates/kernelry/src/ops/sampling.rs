@@ -2,21 +2,25 @@
 
 use super::{rows_and_cols, size};
 use crate::backend::cpu::sampling as cpu;
-use crate::catalogue::{Family, Geometry, Kernel, Text};
+use crate::catalogue::{Family, Geometry, Kernel, KernelBuilder, Text};
 use crate::conformance::sampling as oracle;
 use crate::{Buffer, DType, Encoder, Error, Result, kernel_text};
 
 const TEXT: Text = kernel_text!("sampling.h");
 const SORT_TEXT: Text = kernel_text!("sampling/sort.h");
+const CANDIDATES_TEXT: Text = kernel_text!("sampling/candidates.h");
 
 /// Elements that a group of threads sorts, of a row of any length.
-const SORT_ROOM: u32 = 2048;
+pub(crate) const SORT_ROOM: u32 = 2048;
 
 /// Index that stands for "no element": a poisoned row must not look like a token.
 pub const NO_TOKEN: u32 = u32::MAX;
 
 /// Largest `k` of [`TopK`].
 pub const MAX_TOP_K: u32 = 128;
+
+/// Largest `k` of [`Candidates`].
+pub const MAX_CANDIDATES: u32 = 256;
 
 crate::params! {
     /// Parameters of kernels over rows.
@@ -46,6 +50,18 @@ crate::params! {
         /// number of elements
         n: u32,
         /// elements to select, at most 128
+        k: u32,
+    }
+}
+
+crate::params! {
+    /// Parameters of the selection of candidates.
+    pub struct CandidatesParams {
+        /// number of rows
+        rows: u32,
+        /// elements of a row
+        cols: u32,
+        /// elements to select, at most 256
         k: u32,
     }
 }
@@ -122,7 +138,37 @@ pub(crate) fn kernels() -> Vec<Kernel> {
             .cpu(cpu::top_k)
             .tested(oracle::top_k, oracle::top_k_cases)
             .build(),
+        candidates("candidates_f32", "the k best of each 2048 columns of a row, as keys that ascend as values descend, and columns")
+            .input("x", F32, "rows cols")
+            .output("keys", U32, "rows k cdiv(cols,2048)")
+            .output("ids", U32, "rows k cdiv(cols,2048)")
+            .class("exact", "ties by column; NaN and +inf have key 0; key and column 0xFFFFFFFF where fewer than k are above -inf")
+            .geometry(|p: &CandidatesParams| Geometry::linear(p.rows.saturating_mul(p.cols.div_ceil(SORT_ROOM)), SORT_ROOM / 4))
+            .cpu(cpu::candidates)
+            .tested(oracle::candidates, oracle::candidates_cases)
+            .build(),
+        candidates("candidates_merge_f32", "columns and values of the k best among what candidates_f32 selected, ties by column")
+            .input("keys", U32, "rows k cdiv(cols,2048)")
+            .input("ids", U32, "rows k cdiv(cols,2048)")
+            .output("best", U32, "rows 2 k")
+            .class("exact", "k columns, then the bits of k values; column 0xFFFFFFFF where there is none, in all places for NaN or +inf")
+            .geometry(|p: &CandidatesParams| Geometry::linear(p.rows, 1024))
+            .cpu(cpu::candidates_merge)
+            .tested(oracle::candidates_merge, oracle::candidates_merge_cases)
+            .build(),
     ]
+}
+
+fn candidates(name: &'static str, summary: &'static str) -> KernelBuilder {
+    Kernel::builder(name, Family::Sampling, summary)
+        .params::<CandidatesParams>()
+        .check(|p: &CandidatesParams| {
+            if p.k > MAX_CANDIDATES.min(p.cols) {
+                return Err(format!("k: got {}, expected at most {MAX_CANDIDATES} and at most cols = {}", p.k, p.cols));
+            }
+            Ok(())
+        })
+        .text(CANDIDATES_TEXT, "")
 }
 
 /// Index and value of the largest element of each row. Ties go to the lowest index. A row with NaN or +inf, or of -inf alone, gives
@@ -214,5 +260,49 @@ impl TopK<'_> {
             return Err(Error::invalid("top_k", format!("values: got {} elements, expected {k}", self.values.len())));
         }
         encoder.launch("top_k_f32", &[Some(self.x), Some(self.indices), Some(self.values)], &TopKParams { n, k })
+    }
+}
+
+/// The `k` largest elements of each row, descending, ties to the lowest index (both zeros are equal): what a sampler needs to draw among the `k` most
+/// probable tokens, without the row. Rows of a vocabulary take two launches that use many multiprocessors, unlike [`TopK`].
+///
+/// -inf is never selected. A row with NaN or +inf, or with -inf alone, has [`NO_TOKEN`] everywhere.
+pub struct Candidates<'a> {
+    /// `[rows, cols]` or `[cols]`, f32.
+    pub x: &'a Buffer,
+    /// `[rows, 2, k]` or `[2, k]`, u32, `k` at most [`MAX_CANDIDATES`] and `cols`: `k` indices, then the bits of `k` values, so that one read fetches
+    /// both. Where a row has fewer, the index is [`NO_TOKEN`] and the value -inf; in a row without an answer NaN. Zeros are positive.
+    pub best: &'a Buffer,
+    /// u32, at least [`scratch_len`](Candidates::scratch_len) elements, contents unspecified.
+    pub scratch: &'a Buffer,
+}
+
+impl Candidates<'_> {
+    /// Elements of scratch memory that a selection needs.
+    pub fn scratch_len(rows: usize, cols: usize, k: usize) -> usize {
+        rows.saturating_mul(k).saturating_mul(cols.div_ceil(SORT_ROOM as usize)).saturating_mul(2)
+    }
+
+    /// Records two launches.
+    ///
+    /// # Errors
+    /// See [`crate::ops`].
+    pub fn encode(&self, encoder: &mut Encoder) -> Result<()> {
+        let (rows, cols) = rows_and_cols("candidates", "x", self.x)?;
+        let each = self.best.len() / 2 / rows as usize;
+        if each * 2 * rows as usize != self.best.len() {
+            return Err(Error::invalid("candidates", format!("best: got {:?}, expected {rows} rows of 2 k", self.best.shape())));
+        }
+        let params = CandidatesParams { rows, cols, k: size("candidates", "best", each)? };
+        let half = Self::scratch_len(rows as usize, cols as usize, each) / 2;
+        if self.scratch.len() < 2 * half {
+            return Err(Error::invalid(
+                "candidates",
+                format!("scratch: got {} elements, expected at least {}", self.scratch.len(), 2 * half),
+            ));
+        }
+        let (keys, ids) = (self.scratch.slice(0, half)?, self.scratch.slice(half * self.scratch.dtype().size(), half)?);
+        encoder.launch("candidates_f32", &[Some(self.x), Some(&keys), Some(&ids)], &params)?;
+        encoder.launch("candidates_merge_f32", &[Some(&keys), Some(&ids), Some(self.best)], &params)
     }
 }

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use super::CpuCall;
 use super::parallel::for_rows;
 use super::vector::{Isa, VectorKernel, dispatch};
-use crate::ops::sampling::{NO_TOKEN, RowsParams, SoftmaxSampleParams, TopKParams};
+use crate::ops::sampling::{CandidatesParams, NO_TOKEN, RowsParams, SORT_ROOM, SoftmaxSampleParams, TopKParams};
 
 /// Elements of a block.
 const BLOCK: usize = 16_384;
@@ -147,6 +147,110 @@ pub(crate) fn top_k(call: &CpuCall<'_>) {
     let (indices, values) = (call.output::<u32>(1), call.output::<f32>(2));
     for (i, (index, value)) in indices.iter_mut().zip(values).enumerate() {
         (*value, *index) = best.get(i).copied().unwrap_or((f32::NEG_INFINITY, NO_TOKEN));
+    }
+}
+
+/// Key of NaN and +inf among candidates: before all others, so that a bad row shows in its first candidate.
+const BAD: u32 = 0;
+/// A word that stands for no candidate.
+const NOTHING: u64 = u64::MAX;
+/// The word of -inf at column 0: candidates are below it.
+const LOW: u64 = 0xff80_0000 << 32;
+
+/// Element whose key is `key`; zeros are positive.
+fn undescending(key: u32) -> f32 {
+    let ordered = !key;
+    f32::from_bits(if ordered >> 31 == 1 { ordered ^ 1 << 31 } else { !ordered })
+}
+
+/// The lowest words, at most `k`, sorted; `word` is taken if it is below `limit`.
+struct Lowest {
+    k: usize,
+    words: Vec<u64>,
+    limit: u64,
+}
+
+impl Lowest {
+    fn offer(&mut self, word: u64) {
+        if word < self.limit {
+            self.words.push(word);
+            // Cut back whenever there are twice as many: constant time for each, all in all.
+            if self.words.len() == self.words.capacity() {
+                self.cut();
+            }
+        }
+    }
+
+    fn cut(&mut self) {
+        if self.words.len() >= self.k {
+            self.limit = *self.words.select_nth_unstable(self.k - 1).1 + 1;
+            self.words.truncate(self.k);
+        }
+    }
+}
+
+/// The `out.len()` best of a row from element `first` on.
+fn candidates_of(x: &[f32], first: usize, out: &mut [u64]) {
+    let mut best = Lowest { k: out.len(), words: Vec::with_capacity((2 * out.len()).max(64)), limit: LOW };
+    let mut floor = f32::NEG_INFINITY;
+    for (i, chunk) in x.chunks(64).enumerate() {
+        // Most chunks hold nothing above what is selected.
+        if chunk.iter().fold(false, |any, v| any | (*v > floor) | v.is_nan()) {
+            for (j, v) in chunk.iter().enumerate() {
+                let key = if *v < f32::INFINITY { descending(*v) } else { BAD };
+                best.offer(u64::from(key) << 32 | (first + i * 64 + j) as u64);
+            }
+            if best.limit != LOW {
+                floor = undescending(((best.limit - 1) >> 32) as u32);
+            }
+        }
+    }
+    best.cut();
+    best.words.sort_unstable();
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = best.words.get(i).copied().unwrap_or(NOTHING);
+    }
+}
+
+pub(crate) fn candidates(call: &CpuCall<'_>) {
+    let p: CandidatesParams = call.params();
+    let x = call.input::<f32>(0);
+    let (cols, k, room) = (p.cols as usize, p.k as usize, SORT_ROOM as usize);
+    let blocks = cols.div_ceil(room);
+    let mut words = vec![NOTHING; p.rows as usize * blocks * k];
+    for_rows(&mut words, k, room, |i, words| {
+        let (row, first) = (i / blocks * cols, i % blocks * room);
+        candidates_of(&x[row + first..row + (first + room).min(cols)], first, words);
+    });
+    let (keys, ids) = (call.output::<u32>(1), call.output::<u32>(2));
+    for ((words, keys), ids) in words.chunks(blocks * k).zip(keys.chunks_mut(blocks * k)).zip(ids.chunks_mut(blocks * k)) {
+        for (i, (key, id)) in keys.iter_mut().zip(ids).enumerate() {
+            let word = words[i % blocks * k + i / blocks];
+            (*key, *id) = ((word >> 32) as u32, word as u32);
+        }
+    }
+}
+
+pub(crate) fn candidates_merge(call: &CpuCall<'_>) {
+    let p: CandidatesParams = call.params();
+    let (keys, ids) = (call.input::<u32>(0), call.input::<u32>(1));
+    let k = p.k as usize;
+    let total = keys.len() / p.rows as usize;
+    for ((out, keys), ids) in call.output::<u32>(2).chunks_mut(2 * k).zip(keys.chunks(total)).zip(ids.chunks(total)) {
+        let mut best = Lowest { k, words: Vec::with_capacity((2 * k).max(64)), limit: LOW };
+        keys.iter().zip(ids).for_each(|(key, id)| best.offer(u64::from(*key) << 32 | u64::from(*id)));
+        best.cut();
+        best.words.sort_unstable();
+        let bad = best.words.first().is_none_or(|word| word >> 32 == u64::from(BAD));
+        let (indices, values) = out.split_at_mut(k);
+        for (i, (index, value)) in indices.iter_mut().zip(values).enumerate() {
+            let (at, v) = match best.words.get(i) {
+                _ if bad => (NO_TOKEN, f32::NAN),
+                Some(word) => (*word as u32, undescending((word >> 32) as u32)),
+                None => (NO_TOKEN, f32::NEG_INFINITY),
+            };
+            (*index, *value) = (at, v.to_bits());
+        }
     }
 }
 
