@@ -1,5 +1,8 @@
 //! Which launches must wait for which: conflicts between byte ranges.
 
+use hashbrown::HashMap;
+use smallvec::SmallVec;
+
 /// A half-open byte range of one allocation, and whether it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RangeAccess {
@@ -16,10 +19,37 @@ impl RangeAccess {
     }
 }
 
-/// Collects the accesses since the last barrier and says when the next launch needs one.
+/// Byte ranges in order, apart from each other.
+#[derive(Debug, Default)]
+struct Ranges(SmallVec<[(usize, usize); 2]>);
+
+impl Ranges {
+    fn meet(&self, access: &RangeAccess) -> bool {
+        let first = self.0.partition_point(|&(_, end)| end <= access.begin);
+        self.0.get(first).is_some_and(|&(begin, _)| begin < access.end)
+    }
+
+    fn add(&mut self, access: &RangeAccess) {
+        // What it touches becomes part of it.
+        let from = self.0.partition_point(|&(_, end)| end < access.begin);
+        let to = self.0.partition_point(|&(begin, _)| begin <= access.end);
+        let joined = self.0.drain(from..to).fold((access.begin, access.end), |a, b| (a.0.min(b.0), a.1.max(b.1)));
+        self.0.insert(from, joined);
+    }
+}
+
+/// What was accessed of one allocation.
+#[derive(Debug, Default)]
+struct Accessed {
+    read: Ranges,
+    written: Ranges,
+}
+
+/// Collects the accesses since the last barrier and says when the next launch needs one. Lists of independent launches are long, so what one
+/// costs does not grow with how many came before.
 #[derive(Debug, Default)]
 pub(crate) struct AccessTracker {
-    since_barrier: Vec<RangeAccess>,
+    since_barrier: HashMap<u64, Accessed>,
     /// A launch without declared accesses ran since the last barrier: nothing may be assumed about it.
     opaque: bool,
 }
@@ -28,17 +58,27 @@ impl AccessTracker {
     /// Takes the accesses of the next launch (`None`: not declared). True if a barrier must come before it.
     pub(crate) fn next(&mut self, accesses: Option<&[RangeAccess]>) -> bool {
         let needs_barrier = match accesses {
-            Some(accesses) => self.opaque || accesses.iter().any(|a| self.since_barrier.iter().any(|b| a.conflicts(b))),
+            Some(accesses) => self.opaque || accesses.iter().any(|a| self.conflicts(a)),
             None => self.opaque || !self.since_barrier.is_empty(),
         };
         if needs_barrier {
             self.barrier();
         }
         match accesses {
-            Some(accesses) => self.since_barrier.extend_from_slice(accesses),
+            Some(accesses) => {
+                for access in accesses {
+                    let accessed = self.since_barrier.entry(access.storage).or_default();
+                    if access.write { &mut accessed.written } else { &mut accessed.read }.add(access);
+                }
+            }
             None => self.opaque = true,
         }
         needs_barrier
+    }
+
+    fn conflicts(&self, access: &RangeAccess) -> bool {
+        let accessed = self.since_barrier.get(&access.storage);
+        accessed.is_some_and(|before| before.written.meet(access) || (access.write && before.read.meet(access)))
     }
 
     /// Everything before is visible to everything after.
