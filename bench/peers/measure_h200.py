@@ -6,7 +6,8 @@ files beside this one. Needs PyTorch with CUDA and nothing else:
 
 Products go to cuBLAS, attention to the backends of scaled_dot_product_attention, each by itself. A timing is the replay of a CUDA graph between
 two events, over several milliseconds of launches that go round copies of the operands, which together exceed every cache; the median counts, as
-in our own figures. What a backend refuses is left out, with a line on standard error.
+in our own figures. What a launch costs is measured on the host, from the first call to the end of the last kernel, and in a graph. What a backend
+refuses is left out, with a line on standard error.
 """
 
 import datetime
@@ -15,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 COLD = 512 << 20  # bytes of all copies together
 SAMPLE = 4e-3  # seconds of a timing
 SAMPLES = 25
+LAUNCHES = 512  # of a timing of what a launch costs
 DEVICE = "cuda"
 
 
@@ -126,6 +129,20 @@ def rms_norm(dtype, name, rows, dim):
     add("PyTorch", "rms_norm", name, f"rows={rows} dim={dim}", time, nbytes)
 
 
+def launches():
+    """What a launch costs: sums of 256 elements, each of which reads what the one before wrote."""
+    total, addend = (torch.zeros(256, device=DEVICE) for _ in range(2))
+    times = []
+    for _ in range(SAMPLES + 1):
+        begin = time.perf_counter()
+        for _ in range(LAUNCHES):
+            torch.add(total, addend, out=total)
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - begin) / LAUNCHES)
+    add("PyTorch, eager", "launch", "f32", "step=run", statistics.median(times[1:]))
+    add("PyTorch, CUDA graph", "launch", "f32", "step=node", seconds(lambda _: torch.add(total, addend, out=total), 1))
+
+
 def main():
     torch.manual_seed(1)
     a, b = (torch.zeros(1 << 28, device=DEVICE) for _ in range(2))
@@ -134,6 +151,7 @@ def main():
         "read_gb_s": round(a.nbytes / seconds(lambda _: torch.sum(a), 1) / 1e9, 1),
     }
     del a, b
+    attempt("launches", launches)
     for name, dtype in [("f16", torch.float16), ("bf16", torch.bfloat16)]:
         for m in (1, 4, 8, 512, 4096):
             attempt(f"{name} product of {m} rows", lambda: matmul(dtype, name, m, 14336, 4096))

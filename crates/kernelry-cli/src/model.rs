@@ -1,5 +1,6 @@
 //! Opening the model of a command, with a progress bar on a terminal.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use kernelry::gguf::GgufFile;
@@ -68,6 +69,19 @@ impl ModelArg {
     /// The file, or a name for the model in the box.
     pub(crate) fn path(&self) -> PathBuf {
         self.model.clone().unwrap_or_else(|| Path::new("the model in the box").to_owned())
+    }
+
+    /// What another process is to be told to run the same model in the same way.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let math = if matches!(self.math, MathArg::Precise) { "precise" } else { "fast" };
+        let mut arguments: Vec<OsString> = vec!["--math".into(), math.into()];
+        if let Some(path) = &self.model {
+            arguments.extend(["--model".into(), path.into()]);
+        }
+        for (option, value) in [("--context", self.context), ("--batch", self.batch)] {
+            arguments.extend(value.iter().flat_map(|n| [option.into(), n.to_string().into()]));
+        }
+        arguments
     }
 
     /// What most of the weights are stored as, in llama.cpp's words.

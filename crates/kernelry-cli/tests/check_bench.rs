@@ -64,6 +64,38 @@ fn bench_measures_and_compares_with_the_device() {
 }
 
 #[test]
+fn bench_measures_what_a_launch_costs() {
+    let report = kernelry(&["bench", "--launch", "--time", "5", "--json"]).ok().json();
+    let rows = report["results"].as_array().unwrap();
+    let steps: Vec<&str> = rows.iter().map(|r| r["shape"].as_str().unwrap().rsplit("step=").next().unwrap()).collect();
+    assert_eq!(steps, ["record", "record", "submit", "run", "node", "replay"]);
+    for row in rows {
+        assert_eq!((&row["family"], &row["backend"], &row["residency"]), (&"launch".into(), &"cpu".into(), &"cache".into()), "{row}");
+        let [p10, p50, p90] = ["p10_us", "p50_us", "p90_us"].map(|k| row[k].as_f64().unwrap());
+        assert!(0.0 < p10 && p10 <= p50 && p50 <= p90 && row["roofline_pct"].is_null(), "{row}");
+        assert!(kernelry::catalogue::find(row["kernel"].as_str().unwrap()).is_some(), "{row}");
+    }
+    // Recording is a part of running, and a replay does everything that its launches do.
+    let us = |i: usize| rows[i]["p50_us"].as_f64().unwrap();
+    assert!(us(3) > us(0) && us(5) > us(4), "{report}");
+
+    // What was written is read again, beside peers and alone.
+    let folder = tempfile::tempdir().unwrap();
+    let [from, peers] = ["run.json", "peers.json"].map(|name| folder.path().join(name).to_str().unwrap().to_owned());
+    std::fs::write(&from, report.to_string()).unwrap();
+    let head = "{\"device\": \"d\", \"date\": \"2026-11-24\", \"versions\": {}, \"results\": [";
+    let peer = "{\"peer\": \"Other\", \"op\": \"launch\", \"type\": \"f32\", \"shape\": \"step=run\", \"us\": 8.9}]}";
+    std::fs::write(&peers, format!("{head}{peer}")).unwrap();
+    let table = kernelry(&["bench", "--from", &from, "--compare", &peers]).ok().stdout;
+    let compared: Vec<&str> = table.split("Compared with").nth(1).unwrap().lines().skip(2).collect();
+    assert!(compared.len() == 1 && compared[0].contains("step=run") && compared[0].contains("8.90"), "{table}");
+    assert_eq!(kernelry(&["bench", "--launch", "--from", &from, "--csv"]).ok().stdout.lines().count(), 1 + rows.len());
+    assert_eq!(kernelry(&["bench", "elementwise_*", "--from", &from, "--csv"]).ok().stdout.lines().count(), 1);
+    kernelry(&["bench", "--launch", "rms_norm_f32"]).fails(2, "cannot be used with");
+    kernelry(&["bench", "--launch", "-p", "16"]).fails(2, "expected one of them");
+}
+
+#[test]
 fn bench_csv_has_a_field_for_each_column() {
     let run = kernelry(&["bench", "rms_norm_f32", "--time", "20", "--csv"]).ok();
     let mut lines = run.stdout.lines();

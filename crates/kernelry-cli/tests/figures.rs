@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Kernels besides the products with blocks: kernel, shape, what it is.
 const OTHERS: [(&str, &str, &str); 9] = [
@@ -86,7 +86,8 @@ fn cpu_table() -> String {
         let (bytes, flops) = (number(row, "gb_s"), number(row, "gflop_s"));
         writeln!(text, "| `{kernel}` | {shape} | {what} | {time} | {bytes:.1} | {flops:.1} | {share} |").unwrap();
     }
-    text + &model_table(&tests)
+    let starts = data("cpu/cold-start.json").map_or_else(String::new, |starts| cold_start_table(&starts));
+    text + &model_table(&tests) + &launch_table(&report, &[]) + &starts
 }
 
 fn model_table(tests: &Value) -> String {
@@ -108,6 +109,68 @@ fn model_row(text: &mut String, name: &str, tests: &Value) {
         rates.collect::<Vec<_>>().join(", ")
     };
     writeln!(text, "| {name} ({}) | {} | {} |", tests[0]["model_type"].as_str().unwrap(), cell(true), cell(false)).unwrap();
+}
+
+/// What a launch costs: kernel, shape, step by the name that peers have for it, what is timed.
+const LAUNCHES: [(&str, &str, &str, &str); 6] = [
+    ("elementwise_add_f32", "n=256 step=record", "step=record", "recording a sum, time of the host"),
+    ("kernel_mul_mv_q4_0_f32", "m=1 n=256 k=256 step=record", "", "recording a product with a quantised weight, time of the host"),
+    ("elementwise_add_f32", "n=256 step=submit", "step=submit", "submitting what was recorded, time of the host"),
+    ("elementwise_add_f32", "n=256 step=run", "step=run", "recording, submitting and running"),
+    ("elementwise_add_f32", "n=256 step=node", "step=node", "a launch in a graph that is replayed"),
+    ("elementwise_add_f32", "n=256 step=replay", "step=replay", "starting the replay of a graph of 512 launches, time of the host"),
+];
+
+/// Empty where the report was made before launches were measured.
+fn launch_table(report: &Value, peers: &[Value]) -> String {
+    let mut rows = String::new();
+    for (kernel, shape, step, what) in LAUNCHES {
+        let Some(row) = fastest(report, kernel, "", shape) else { continue };
+        let peer = fastest_peer(peers, ["launch", "f32", step]).map_or_else(|| "-".into(), |(name, us)| format!("{us:.2} µs, {name}"));
+        writeln!(rows, "| {what} | {:.2} µs | {peer} |", number(row, "p50_us")).unwrap();
+    }
+    if rows.is_empty() { rows } else { format!("\n| a launch over 256 elements | median | fastest peer |\n|---|---|---|\n{rows}") }
+}
+
+fn cold_start_table(starts: &Value) -> String {
+    let rows = starts["results"].as_array().unwrap().iter();
+    let cells: Vec<(&str, String)> = rows
+        .map(|row| {
+            let from = match row["kernels"].as_str().unwrap() {
+                "native" => "functions of the binary",
+                "pack" => "a pack, without NVRTC",
+                "cache" => "the cache on disk",
+                "source" => "source",
+                other => panic!("kernels from {other}"),
+            };
+            (from, format!("{:.0} ms", number(row, "p50_ms")))
+        })
+        .collect();
+    let join = |part: fn(&(&str, String)) -> String| cells.iter().map(part).collect::<Vec<_>>().join(" | ");
+    let (names, times) = (join(|(name, _)| (*name).to_owned()), join(|(_, time)| time.clone()));
+    let commit = starts["commit"].as_str().expect("figures name the commit that was measured");
+    let model = starts["model"].as_str().unwrap();
+    format!(
+        "\n| from the start of a process to its first token, kernels from | {names} |\n|{}\n| {model}, at commit {commit} | {times} |\n",
+        "---|".repeat(cells.len() + 1)
+    )
+}
+
+#[test]
+fn tables_of_launches_and_starts() {
+    let launch = |shape: &str, us: f64| json!({"kernel": "elementwise_add_f32", "family": "launch", "shape": shape, "p50_us": us});
+    let report = json!({"results": [launch("n=256 step=record", 0.404), launch("n=256 step=run", 3.5)]});
+    let peer = |name: &str, us: f64| json!({"peer": name, "op": "launch", "type": "f32", "shape": "step=run", "us": us});
+    let peers = [json!({"results": [peer("slow", 9.0), peer("fast", 4.75)]})];
+    let table = launch_table(&report, &peers);
+    assert!(table.contains("| recording a sum, time of the host | 0.40 µs | - |\n"), "{table}");
+    assert!(table.contains("| recording, submitting and running | 3.50 µs | 4.75 µs, fast |\n"), "{table}");
+    assert_eq!(table.lines().count(), 1 + 2 + 2);
+    assert_eq!(launch_table(&json!({"results": []}), &peers), "");
+    let starts = json!({"commit": "0123abc", "model": "a model", "results": [{"kernels": "pack", "p50_ms": 611.7}, {"kernels": "source", "p50_ms": 9000.0}]});
+    let expected = "\n| from the start of a process to its first token, kernels from | a pack, without NVRTC | source |\n|---|---|---|\n\
+                    | a model, at commit 0123abc | 612 ms | 9000 ms |\n";
+    assert_eq!(cold_start_table(&starts), expected);
 }
 
 /// Rows of the H200's second table: begin and end of the names of our kernels, shape, type and shape of peers' rows, what it is.
@@ -254,7 +317,8 @@ fn h200_table() -> String {
     if let Some(tests) = data("h200/model-8b.json") {
         model_row(&mut models, "the shapes of Llama 8B, random weights", &tests);
     }
-    text + &models
+    let starts = data("h200/cold-start.json").map_or_else(String::new, |starts| cold_start_table(&starts));
+    text + &models + &launch_table(&report, &peers) + &starts
 }
 
 #[test]
@@ -296,6 +360,14 @@ fn figures_say_where_they_come_from() {
             assert!(peers[field].as_str().is_some_and(|v| !v.is_empty()), "{field}: {}", peers[field]);
         }
         assert!(peers["results"].as_array().unwrap().iter().all(|row| number(row, "us") > 0.0 && row["peer"].is_string()));
+    }
+    for name in ["cpu/cold-start.json", "h200/cold-start.json"] {
+        let Some(starts) = data(name) else { continue };
+        assert_eq!(starts["build"], "release", "{name}");
+        for field in ["commit", "command", "version", "process", "model"] {
+            assert!(starts[field].as_str().is_some_and(|v| !v.is_empty()), "{name}: {field}: {}", starts[field]);
+        }
+        assert!(starts["results"].as_array().unwrap().iter().all(|row| number(row, "p50_ms") > 0.0), "{name}");
     }
     assert!(data("cpu/kernels.json").is_none_or(|report| report["threads"].as_u64().is_some_and(|n| n > 0)));
 }

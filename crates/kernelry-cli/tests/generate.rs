@@ -160,6 +160,26 @@ fn bench_of_a_model_refuses_wrong_arguments() {
     kernelry(&["bench", "-p", "16", "rms_norm_f32"]).fails(2, "expected one of them");
 }
 
+#[test]
+fn bench_of_cold_starts() {
+    let args = ["bench", "--cold-start", "--model", &model("llama"), "-r", "3"];
+    let report = kernelry(&[&args[..], &["--json"]].concat()).ok().json();
+    let process = report["process"].as_str().unwrap();
+    assert!(process.starts_with("kernelry generate 'Ownership is' -n 1 ") && process.contains(&model("llama")), "{process}");
+    assert!(report["device"]["name"].is_string() && report["command"].as_str().unwrap().contains("--cold-start"), "{report}");
+    let [row] = &report["results"].as_array().unwrap()[..] else { panic!("{report}") };
+    assert_eq!((&row["kernels"], &row["samples"]), (&"native".into(), &3.into()));
+    let mut samples: Vec<f64> = row["samples_ms"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+    samples.sort_by(f64::total_cmp);
+    assert!(samples[0] > 0.0 && row["p50_ms"] == samples[1], "{row}");
+    let table = kernelry(&args).ok().stdout;
+    assert!(table.lines().any(|line| line.starts_with("native ")), "{table}");
+
+    kernelry(&["bench", "--cold-start", "--model", "no-such.gguf"]).fails(1, "kernelry generate: no-such.gguf: ");
+    kernelry(&["bench", "--cold-start", "rms_norm_f32"]).fails(2, "cannot be used with");
+    kernelry(&["bench", "--cold-start", "-p", "16"]).fails(2, "cannot be used with");
+}
+
 /// Ctrl-C ends the text, shows the figures and leaves with 130.
 #[cfg(unix)]
 #[test]

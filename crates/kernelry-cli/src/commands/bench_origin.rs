@@ -32,10 +32,15 @@ impl Origin {
             threads: device.info().units,
         }
     }
+
+    /// Worker threads of the CPU backend, where that was measured.
+    pub(super) fn threads_of_host(&self) -> Option<u32> {
+        (self.device.backend == "cpu").then_some(self.threads)
+    }
 }
 
 /// The command as one types it.
-fn command(args: impl Iterator<Item = String>) -> String {
+pub(super) fn command(args: impl Iterator<Item = String>) -> String {
     let plain = |arg: &str| !arg.is_empty() && arg.chars().all(|c| c.is_alphanumeric() || "-_=./:,".contains(c));
     let quoted = args.map(|arg| if plain(&arg) { arg } else { format!("'{}'", arg.replace('\'', "'\\''")) });
     std::iter::once("kernelry".to_owned()).chain(quoted).collect::<Vec<_>>().join(" ")

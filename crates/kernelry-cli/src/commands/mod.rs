@@ -1,6 +1,7 @@
 //! One file for each verb.
 
 pub(crate) mod bench;
+mod bench_cold;
 mod bench_model;
 mod bench_origin;
 pub(crate) mod cache;

@@ -5,12 +5,14 @@
 //! the bandwidth and the arithmetic rates of the device first, so that every figure comes with the share of what was possible.
 
 mod gpu;
+mod launch;
 mod measure;
 mod roofline;
 mod shapes;
 mod stats;
 
 pub use gpu::limit_kernels;
+pub use launch::{LaunchCost, LaunchStep};
 pub use measure::{Budget, Measurement, Residency, measure};
 pub use roofline::{Limit, Roofline};
 pub use shapes::{BenchShape, shapes};

@@ -76,6 +76,10 @@ const PRODUCTS: [&str; 8] = [
 /// What one of our kernels computes at a shape, if there are peers of it.
 fn work_of(kernel: &str, shape: &str) -> Option<Work> {
     let mut shape = words(shape);
+    if let Some(step) = shape.remove("step") {
+        // What a launch costs does not depend on what little it does.
+        return Some(Work { op: "launch".into(), ty: "f32".into(), shape: [("step".into(), step)].into() });
+    }
     let keys = if kernel.contains("f32") || kernel.starts_with("sdpa") && !kernel.contains("bf16") { "f32" } else { "16-bit" };
     let (op, ty) = if let Some(ty) = PRODUCTS.iter().find_map(|prefix| type_after(kernel, prefix)) {
         ("matmul", ty)
@@ -244,6 +248,7 @@ mod tests {
         same("attention_prefill_f32", "S=512 H=16/4 D=64", "attention", "f32", "S=512 n=512 H=16/4 D=64");
         same("sdpa_bf16", "H=32/8 D=128 Sq=512 n=4096", "attention", "16-bit", "S=512 n=4096 H=32/8 D=128");
         same("sdpa_decode", "H=32/8 D=128 n=4096", "attention", "f32", "S=1 n=4096 H=32/8 D=128");
+        same("elementwise_add_f32", "n=256 step=run", "launch", "f32", "step=run");
         same("rms_norm_f32_v2", "rows=8192 dim=4096", "rms_norm", "f32", "rows=8192 dim=4096");
     }
 
@@ -262,7 +267,7 @@ mod tests {
             assert!(rows.len() > 20);
             for (i, (work, row)) in rows.iter().enumerate() {
                 assert!(
-                    ["matmul", "attention", "rms_norm", "copy", "read", "experts", "delta_net"].contains(&work.op.as_str()),
+                    ["matmul", "attention", "rms_norm", "copy", "read", "experts", "delta_net", "launch"].contains(&work.op.as_str()),
                     "{work:?}"
                 );
                 assert_eq!(work.shape.len(), row.shape.split_whitespace().count(), "{row:?}");

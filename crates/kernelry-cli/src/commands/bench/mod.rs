@@ -11,11 +11,12 @@ use std::time::Duration;
 use compare::Other;
 use draft::Draft;
 use kernelry::backend::DeviceInfo;
-use kernelry::bench::{BenchShape, Budget, Roofline, measure, shapes};
+use kernelry::bench::{BenchShape, Budget, LaunchStep, Roofline, measure, shapes};
 use kernelry::catalogue::Kernel;
-use row::{CSV_HEADER, Entry, limit_name, residency_name, shape_text};
+use row::{CSV_HEADER, Entry, LAUNCH, limit_name, residency_name, shape_text};
 use serde::{Deserialize, Serialize};
 
+use super::bench_cold;
 use super::bench_model::{self, Format, Plan};
 use super::bench_origin::Origin;
 use crate::device::{DeviceArg, Selection};
@@ -30,6 +31,10 @@ pub(crate) struct Args {
     selection: Selection,
     #[command(flatten)]
     device: DeviceArg,
+    /// Measure what a launch costs, and no kernels: recording it, handing it to the device, replaying it; without GLOB and --family that
+    /// is part of every run
+    #[arg(long, conflicts_with_all = ["globs", "family"])]
+    launch: bool,
     /// Time for each shape, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     time: u64,
@@ -65,6 +70,10 @@ struct WholeModel {
     /// Tokens of the generation test, likewise [default: 128, or none with -p]
     #[arg(short = 'n', long = "generate", value_name = "N", value_delimiter = ',')]
     generate: Vec<usize>,
+    /// Measure processes that write one token instead, from their start: kernels from a pack (KERNELRY_PACK, or one that is compiled for
+    /// this), from the cache on disk, and from source
+    #[arg(long, conflicts_with_all = ["globs", "family", "launch", "time", "csv", "html", "compare", "from", "prompt", "generate", "output"])]
+    cold_start: bool,
     /// Repeats of each test
     #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     repeats: u16,
@@ -88,9 +97,12 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
+    if args.whole.cold_start {
+        return bench_cold::run(&args.whole.model, &args.device, usize::from(args.whole.repeats), args.json, out);
+    }
     if args.whole.asked_for() {
         let whole = &args.whole;
-        if !args.selection.globs.is_empty() || args.selection.family.is_some() {
+        if !args.selects_all() || args.launch {
             return Err(Failure::usage("got kernels and a whole model (--model, -p or -n), expected one of them"));
         }
         if args.html.is_some() || args.compare.is_some() || args.from.is_some() {
@@ -121,7 +133,11 @@ pub(crate) fn run(args: &Args, out: &mut Output) -> CliResult {
     let mut shown = Shown { format: args.format(), table: Text::default() };
     let (report, entries) = match &args.from {
         Some(path) => {
-            let (report, entries) = earlier(path, &chosen)?;
+            let (report, mut entries) = earlier(path)?;
+            entries.retain(|entry| match entry.family() {
+                LAUNCH => args.measures_launches(),
+                _ => !args.launch && chosen.iter().any(|k| k.name() == entry.kernel()),
+            });
             let other = args.other(&report.origin.device)?;
             shown.begin(out, &report)?;
             entries.iter().try_for_each(|entry| shown.entry(out, entry))?;
@@ -163,6 +179,14 @@ enum RowFormat {
 }
 
 impl Args {
+    fn selects_all(&self) -> bool {
+        self.selection.globs.is_empty() && self.selection.family.is_none()
+    }
+
+    fn measures_launches(&self) -> bool {
+        self.launch || self.selects_all()
+    }
+
     fn format(&self) -> RowFormat {
         match (self.json, self.csv) {
             (true, _) => RowFormat::Json,
@@ -176,16 +200,15 @@ impl Args {
     }
 }
 
-/// Figures of an earlier run, those of the chosen kernels.
-fn earlier(path: &Path, chosen: &[&'static Kernel]) -> CliResult<(Report, Vec<Entry>)> {
+/// Figures of an earlier run.
+fn earlier(path: &Path) -> CliResult<(Report, Vec<Entry>)> {
     let broken =
         |reason: String| Failure::runtime(format!("{}: {reason}", path.display())).hint("expected an output of `kernelry bench --json`");
     let text = std::fs::read_to_string(path).map_err(|e| Failure::runtime(format!("{}: {e}", path.display())))?;
     let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| broken(e.to_string()))?;
     let report = Report::deserialize(&value).map_err(|e| broken(e.to_string()))?;
     let rows = value.get("results").ok_or_else(|| broken("got no list `results`".into()))?;
-    let mut entries = Vec::<Entry>::deserialize(rows).map_err(|e| broken(format!("results: {e}")))?;
-    entries.retain(|entry| chosen.iter().any(|k| k.name() == entry.kernel()));
+    let entries = Vec::<Entry>::deserialize(rows).map_err(|e| broken(format!("results: {e}")))?;
     Ok((report, entries))
 }
 
@@ -194,26 +217,34 @@ fn measured(args: &Args, chosen: &[&'static Kernel], shown: &mut Shown, out: &mu
     let info = ctx.device().info();
     let other = args.other(info)?;
     let mut work: Vec<(&'static Kernel, BenchShape)> = Vec::new();
-    for kernel in chosen.iter().filter(|k| ctx.device().support(k).supported) {
+    for kernel in chosen.iter().filter(|k| !args.launch && ctx.device().support(k).supported) {
         work.extend(shapes(kernel, &info.backend).into_iter().map(|s| (*kernel, s)));
     }
-    if work.is_empty() {
+    let steps: &[LaunchStep] = if args.measures_launches() { &LaunchStep::ALL } else { &[] };
+    if work.is_empty() && steps.is_empty() {
         return Err(Failure::runtime(format!("device {device} can measure none of the {} kernels", chosen.len()))
             .hint("`kernelry list --available` shows what it has"));
     }
-    let bar = progress::items(work.len());
+    let bar = progress::items(steps.len() + work.len());
     bar.set_message("limits of the device");
     let report = Report { roofline: Roofline::measure(&ctx)?, origin: Origin::new(ctx.device()) };
     bar.suspend(|| shown.begin(out, &report))?;
     let budget = Budget { time: Duration::from_millis(args.time), ..Budget::default() };
     let mut entries = Vec::new();
-    for (kernel, shape) in &work {
-        bar.set_message(format!("{} {}", kernel.name(), shape.text()));
-        // One kernel that fails says nothing of the others.
-        let entry = Entry::new(&info.backend, kernel, shape, measure(&ctx, kernel, shape, &report.roofline, budget));
+    let mut add = |entry: Entry| {
         bar.suspend(|| shown.entry(out, &entry))?;
         entries.push(entry);
         bar.inc(1);
+        Ok::<_, Failure>(())
+    };
+    for step in steps {
+        bar.set_message(format!("{LAUNCH} {}", step.text()));
+        add(Entry::launch(&info.backend, *step, step.measure(&ctx, budget)))?;
+    }
+    for (kernel, shape) in &work {
+        bar.set_message(format!("{} {}", kernel.name(), shape.text()));
+        // One kernel that fails says nothing of the others.
+        add(Entry::new(&info.backend, kernel, shape, measure(&ctx, kernel, shape, &report.roofline, budget)))?;
     }
     bar.finish_and_clear();
     Ok((report, Figures { entries, other }))

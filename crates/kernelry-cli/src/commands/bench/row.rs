@@ -1,7 +1,7 @@
 //! What is reported of a shape.
 
-use kernelry::bench::{BenchShape, Limit, Measurement, Residency};
-use kernelry::catalogue::Kernel;
+use kernelry::bench::{BenchShape, LaunchCost, LaunchStep, Limit, Measurement, Residency, Stats};
+use kernelry::catalogue::{Cost, Kernel};
 use kernelry::registry::Math;
 use serde::{Deserialize, Serialize};
 
@@ -53,34 +53,60 @@ pub(super) enum Entry {
     Failed(Failed),
 }
 
+/// The family of rows that say what a launch costs.
+pub(super) const LAUNCH: &str = "launch";
+
 impl Entry {
     pub(super) fn new(backend: &str, kernel: &Kernel, shape: &BenchShape, measured: kernelry::Result<Measurement>) -> Entry {
-        let us = |seconds: f64| seconds * 1e6;
         let (name, family) = (kernel.name().to_owned(), kernel.family().name().to_owned());
         let (backend, text, math) = (backend.to_owned(), shape.text().to_owned(), shape.math());
         match measured {
             Err(error) => Entry::Failed(Failed { kernel: name, family, backend, shape: text, math, error: error.to_string() }),
             Ok(m) => Entry::Measured(Row {
-                kernel: name,
-                family,
-                backend,
-                shape: text,
-                math,
-                samples: m.time.samples,
-                launches: m.launches,
-                p10_us: us(m.time.p10),
-                p50_us: us(m.time.p50),
-                p90_us: us(m.time.p90),
-                mean_us: us(m.time.mean),
-                stddev_us: us(m.time.stddev),
-                bytes: shape.cost().bytes,
-                flops: shape.cost().flops,
-                gb_s: m.bytes_per_second / 1e9,
-                gflop_s: m.flops_per_second / 1e9,
                 roofline_pct: m.roofline.map(|r| r * 100.0),
                 limit: m.limit,
                 residency: m.residency,
+                math,
+                ..Row::of_time([name, family, backend, text], m.time, m.launches, shape.cost())
             }),
+        }
+    }
+
+    /// A step of a launch, whose kernel has next to nothing to do.
+    pub(super) fn launch(backend: &str, step: LaunchStep, measured: kernelry::Result<LaunchCost>) -> Entry {
+        let [kernel, family, backend, shape] = [step.kernel(), LAUNCH, backend, step.text()].map(str::to_owned);
+        match measured {
+            Err(error) => Entry::Failed(Failed { kernel, family, backend, shape, math: Math::Precise, error: error.to_string() }),
+            Ok(m) => Entry::Measured(Row::of_time([kernel, family, backend, shape], m.time, m.launches, m.cost)),
+        }
+    }
+}
+
+impl Row {
+    /// A row that no limit bounds.
+    fn of_time([kernel, family, backend, shape]: [String; 4], time: Stats, launches: usize, cost: Cost) -> Row {
+        let us = |seconds: f64| seconds * 1e6;
+        let seconds = time.p50.max(1e-12);
+        Row {
+            kernel,
+            family,
+            backend,
+            shape,
+            math: Math::Precise,
+            samples: time.samples,
+            launches,
+            p10_us: us(time.p10),
+            p50_us: us(time.p50),
+            p90_us: us(time.p90),
+            mean_us: us(time.mean),
+            stddev_us: us(time.stddev),
+            bytes: cost.bytes,
+            flops: cost.flops,
+            gb_s: cost.bytes / seconds / 1e9,
+            gflop_s: cost.flops / seconds / 1e9,
+            roofline_pct: None,
+            limit: None,
+            residency: Residency::Cache,
         }
     }
 }
