@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kernelry::gguf::GgufFile;
+use kernelry::ops::sampling::MAX_CANDIDATES;
 use kernelry::{Context, Error, Result};
 
 use crate::model::{Model, ModelOptions};
@@ -110,10 +111,11 @@ impl Generator {
         let room = capacity - prompt.len() + 1;
         conditions.max_tokens = Some(conditions.max_tokens.unwrap_or(room).min(room));
         conditions.tokens.extend(self.tokenizer.end_of_generation());
-        let device_chooses = sampling.takes_highest();
+        // Rows of the output beyond the vocabulary are padding: they name no token.
+        let known = self.tokenizer.vocab_size().min(self.session.model().config().vocab);
+        let device_selects = sampling.candidates(known).filter(|&k| k <= MAX_CANDIDATES as usize);
         let mut sampler = Sampler::new(sampling)?;
         sampler.observe_prompt(prompt);
-        let vocab = self.tokenizer.vocab_size();
         let mut watch = StopWatch::new(&self.tokenizer, conditions);
         self.session.truncate(0)?;
 
@@ -122,7 +124,8 @@ impl Generator {
         let mut chosen = None;
         let (first, rest) = prompt.split_at(prompt.len().min(self.session.model().options().batch.max(1)));
         for part in std::iter::once(first).chain(rest.chunks(first.len().max(1))) {
-            logits = self.session.append(part)?.to_vec();
+            logits.clear();
+            logits.extend_from_slice(self.session.append(part)?);
             go_on = on_text("");
             if !go_on {
                 break;
@@ -140,11 +143,7 @@ impl Generator {
             }
             let token = match chosen.take() {
                 Some(token) => token,
-                None => {
-                    // Rows of the output beyond the vocabulary are padding: they name no token.
-                    let known = vocab.min(logits.len());
-                    sampler.sample(&mut logits[..known])?
-                }
+                None => sampler.sample(logits.get_mut(..known).unwrap_or_default())?,
             };
             tokens.push(token);
             let step = watch.push(token)?;
@@ -156,14 +155,19 @@ impl Generator {
             if !go_on {
                 continue;
             }
-            if device_chooses {
-                chosen = self.session.append_greedy(token, vocab.min(logits.len()))?;
-            }
-            if chosen.is_none() {
-                let row = if device_chooses { self.session.last_logits()? } else { self.session.append(&[token])? };
-                logits.clear();
-                logits.extend_from_slice(row);
-            }
+            let row = match device_selects {
+                None => self.session.append(&[token])?,
+                Some(k) => match self.session.append_choice(token, known, k)? {
+                    // The whole row tells what is wrong with it.
+                    [] => self.session.last_logits()?,
+                    candidates => {
+                        chosen = Some(sampler.sample_from(candidates)?);
+                        continue;
+                    }
+                },
+            };
+            logits.clear();
+            logits.extend_from_slice(row);
         };
         let generation_time = started.elapsed();
         let rest = watch.finish();

@@ -80,10 +80,15 @@ impl SamplingParams {
         self.temperature < GREEDY_TEMPERATURE
     }
 
-    /// Is every choice the highest logit as the model gives it, without bias or penalty?
-    pub fn takes_highest(&self) -> bool {
+    /// How many of the highest logits decide the choice, of a row of `vocab`: see [`Sampler::sample_from`]. `None` if all of them do, or if bias or
+    /// penalties change the row first.
+    pub fn candidates(&self, vocab: usize) -> Option<usize> {
         let SamplingParams { repetition_penalty, frequency_penalty, presence_penalty, ref logit_bias, .. } = *self;
-        self.is_greedy() && repetition_penalty == 1.0 && frequency_penalty == 0.0 && presence_penalty == 0.0 && logit_bias.is_empty()
+        if repetition_penalty != 1.0 || frequency_penalty != 0.0 || presence_penalty != 0.0 || !logit_bias.is_empty() {
+            return None;
+        }
+        let k = if self.is_greedy() { 1 } else { self.top_k };
+        (k > 0 && (k < vocab || self.is_greedy())).then_some(k)
     }
 
     /// # Errors
@@ -131,16 +136,18 @@ fn mix(mut x: u64) -> u64 {
 }
 
 /// A token that may be drawn.
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    logit: f32,
-    id: u32,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its logit.
+    pub logit: f32,
+    /// The token.
+    pub id: u32,
 }
 
 impl Candidate {
-    /// Higher logit first, then lower id.
+    /// Higher logit first, then lower id. Zeros are equal, whatever their sign; there is no NaN.
     fn rank(&self, other: &Candidate) -> std::cmp::Ordering {
-        other.logit.total_cmp(&self.logit).then(self.id.cmp(&other.id))
+        (other.logit + 0.0).total_cmp(&(self.logit + 0.0)).then(self.id.cmp(&other.id))
     }
 }
 
@@ -214,6 +221,34 @@ impl Sampler {
             self.gather(logits, max);
             self.draw(max)
         };
+        self.chosen(id)
+    }
+
+    /// Chooses a token from the highest logits of a row, in order of rank: the same token, by the same draw, as [`sample`](Self::sample) of the
+    /// whole row. [`SamplingParams::candidates`] says how many must be given, if there are so many above −infinity; more are not looked at.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there are none, or if the parameters ask for the whole row.
+    pub fn sample_from(&mut self, candidates: &[Candidate]) -> Result<u32> {
+        let Some(k) = self.params.candidates(usize::MAX) else {
+            return Err(Error::invalid(OP, "candidates: got parameters that need every logit, expected top-k without bias and penalties"));
+        };
+        let Some(best) = candidates.first() else {
+            return Err(Error::invalid(OP, "candidates: got none, expected at least one"));
+        };
+        let id = if self.params.is_greedy() {
+            Some(best.id)
+        } else {
+            self.candidates.clear();
+            self.candidates.extend(candidates.iter().take(k));
+            self.keep_top_p(best.logit);
+            self.keep_min_p(best.logit);
+            self.draw(best.logit)
+        };
+        self.chosen(id)
+    }
+
+    fn chosen(&mut self, id: Option<u32>) -> Result<u32> {
         let id = id.ok_or_else(|| Error::invalid(OP, "logits: got no candidate, expected at least one"))?;
         self.observe(id);
         Ok(id)
@@ -244,26 +279,34 @@ impl Sampler {
     /// Steps 5 to 7: fills `candidates`.
     fn gather(&mut self, logits: &[f32], max: f32) {
         let SamplingParams { top_k, top_p, min_p, .. } = self.params;
-        let min_cut = if min_p > 0.0 { max + min_p.ln() } else { f32::NEG_INFINITY };
         self.candidates.clear();
         if top_k > 0 && top_k < logits.len() {
             select_top_k(logits, top_k, &mut self.candidates);
-            if top_p < 1.0 {
-                let total: f64 = self.candidates.iter().map(|c| f64::from(c.logit - max).exp()).sum();
-                rank_until(&mut self.candidates, max, f64::from(top_p) * total);
-            }
+            self.keep_top_p(max);
         } else if top_p < 1.0 {
             let goal = f64::from(top_p) * exp_sum(logits, max);
             select_top_p(logits, max, goal, &mut self.candidates);
         } else {
-            let cut = min_cut.max(f32::MIN);
+            let cut = min_cut(max, min_p).max(f32::MIN);
             self.candidates.extend((0u32..).zip(logits).filter(|&(_, &x)| x >= cut).map(|(id, &logit)| Candidate { logit, id }));
             return;
         }
-        if min_p > 0.0 {
-            let kept = self.candidates.iter().position(|c| c.logit < min_cut).unwrap_or(self.candidates.len());
-            self.candidates.truncate(kept.max(1));
+        self.keep_min_p(max);
+    }
+
+    /// Step 6 among the candidates, which are in order of rank.
+    fn keep_top_p(&mut self, max: f32) {
+        if self.params.top_p < 1.0 {
+            let total: f64 = self.candidates.iter().map(|c| f64::from(c.logit - max).exp()).sum();
+            rank_until(&mut self.candidates, max, f64::from(self.params.top_p) * total);
         }
+    }
+
+    /// Step 7 among the candidates, which are in order of rank.
+    fn keep_min_p(&mut self, max: f32) {
+        let cut = min_cut(max, self.params.min_p);
+        let kept = self.candidates.iter().position(|c| c.logit < cut).unwrap_or(self.candidates.len());
+        self.candidates.truncate(kept.max(1));
     }
 
     /// Step 8.
@@ -279,6 +322,11 @@ impl Sampler {
         let at = self.weights.partition_point(|&sum| sum <= target).min(self.candidates.len().saturating_sub(1));
         self.candidates.get(at).map(|c| c.id)
     }
+}
+
+/// The lowest logit that min-p keeps.
+fn min_cut(max: f32, min_p: f32) -> f32 {
+    if min_p > 0.0 { max + min_p.ln() } else { f32::NEG_INFINITY }
 }
 
 /// The highest logit.

@@ -1,11 +1,12 @@
 //! A session: the KV cache of one sequence, prompt processing, and the recorded decode step.
 
 use kernelry::catalogue::StepU32;
-use kernelry::ops::sampling::{Argmax, NO_TOKEN};
+use kernelry::ops::sampling::{Candidates, MAX_CANDIDATES, NO_TOKEN};
 use kernelry::{Buffer, DType, Encoder, Error, Graph, Lease, Result, Submission};
 
 use crate::forward::{Forward, Step};
 use crate::model::{Inner, Model};
+use crate::sampler::Candidate;
 
 /// Slots of the step buffer: what changes from one decode step to the next.
 mod slot {
@@ -26,18 +27,26 @@ pub struct Session {
     /// Whether the kernels of a prompt and of the decode step have been built.
     warm: bool,
     decode: Option<DecodeGraph>,
-    /// The same with the choice of the highest of so many logits behind it.
-    greedy: Option<(usize, DecodeGraph)>,
+    /// The same with a choice of the highest logits behind it: the one asked for last.
+    choice: Option<(DecodeGraph, Choice)>,
     logits: Buffer,
     logits_host: Vec<f32>,
-    /// The token with the highest logit, and that logit.
-    best: (Buffer, Buffer),
+    candidates: Vec<Candidate>,
 }
 
 /// The decode step, recorded once and replayed for each token. The leases are the temporaries that the graph writes.
 struct DecodeGraph {
     graph: Graph,
     _temporaries: Vec<Lease>,
+}
+
+/// The choice of the `k` highest of the first `vocab` logits.
+struct Choice {
+    vocab: usize,
+    k: usize,
+    /// `k` tokens, then the bits of their logits.
+    best: Buffer,
+    host: Vec<u32>,
 }
 
 impl Session {
@@ -57,8 +66,8 @@ impl Session {
             decode: None,
             logits: inner.ctx.zeros(DType::F32, &[1, c.vocab])?,
             logits_host: vec![0.0; c.vocab],
-            greedy: None,
-            best: (inner.ctx.zeros(DType::U32, &[1])?, inner.ctx.zeros(DType::F32, &[1])?),
+            choice: None,
+            candidates: Vec::new(),
         })
     }
 
@@ -164,8 +173,8 @@ impl Session {
                     self.record_prefill(encoder, &vec![0; len], &self.logits, 1)?;
                 }
             }
-            self.record_choice(encoder, self.model.config().vocab)?;
-            self.record_step(encoder).map(drop)
+            self.record_step(encoder)?;
+            self.record_choice(encoder, self.model.config().vocab, 1).map(drop)
         })?;
         self.warm = true;
         Ok(())
@@ -200,7 +209,7 @@ impl Session {
     fn decode_step(&mut self, token: u32) -> Result<&[f32]> {
         let decode = match self.decode.take() {
             Some(decode) => decode,
-            None => self.record_decode(None)?,
+            None => self.record_decode()?,
         };
         let running = self.replay(&decode, token);
         self.decode = Some(decode);
@@ -216,23 +225,42 @@ impl Session {
     /// # Errors
     /// As [`append`](Self::append), and [`Error::InvalidArgument`] if the model has fewer than `vocab` logits, or for none.
     pub fn append_greedy(&mut self, token: u32, vocab: usize) -> Result<Option<u32>> {
+        Ok(self.append_choice(token, vocab, 1)?.first().map(|best| best.id))
+    }
+
+    /// Appends a token and gives the `k` highest of the first `vocab` logits after it, in order of rank: higher logits first, equal ones by number.
+    /// The device finds them, and nothing else is read back. Those of −infinity are left out; there are none at all if a logit is NaN or +infinity:
+    /// see [`last_logits`](Self::last_logits).
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and [`Error::InvalidArgument`] if the model has fewer than `vocab` logits, for none, or for a `k` that is not
+    /// 1 to `vocab` and at most [`MAX_CANDIDATES`].
+    pub fn append_choice(&mut self, token: u32, vocab: usize, k: usize) -> Result<&[Candidate]> {
         self.check_tokens(&[token])?;
-        let most = self.model.config().vocab;
-        if vocab == 0 || vocab > most {
-            return Err(Error::invalid("session", format!("vocab: got {vocab}, expected 1 to {most}")));
-        }
-        self.prewarm(1)?;
-        let greedy = match self.greedy.take() {
-            Some((of, graph)) if of == vocab => graph,
-            _ => self.record_decode(Some(vocab))?,
+        let within = |what: &str, got: usize, most: usize| {
+            if (1..=most).contains(&got) {
+                Ok(())
+            } else {
+                Err(Error::invalid("session", format!("{what}: got {got}, expected 1 to {most}")))
+            }
         };
-        let running = self.replay(&greedy, token);
-        self.greedy = Some((vocab, greedy));
-        let running = running?;
-        let mut best = [NO_TOKEN];
-        self.best.0.read_bytes(bytemuck::cast_slice_mut(&mut best))?;
-        running.wait()?;
-        Ok(best.into_iter().find(|&token| token != NO_TOKEN))
+        within("vocab", vocab, self.model.config().vocab)?;
+        within("k", k, vocab.min(MAX_CANDIDATES as usize))?;
+        self.prewarm(1)?;
+        let (graph, mut choice) = match self.choice.take() {
+            Some((graph, choice)) if choice.vocab == vocab && choice.k == k => (graph, choice),
+            _ => self.record_decode_and_choice(vocab, k)?,
+        };
+        let chosen = self.replay(&graph, token).and_then(|running| {
+            choice.best.read_bytes(bytemuck::cast_slice_mut(&mut choice.host))?;
+            running.wait()
+        });
+        self.candidates.clear();
+        let (ids, bits) = choice.host.split_at(k);
+        let found = ids.iter().zip(bits).take_while(|(id, _)| **id != NO_TOKEN);
+        self.candidates.extend(found.map(|(&id, &bits)| Candidate { logit: f32::from_bits(bits), id }));
+        self.choice = Some((graph, choice));
+        chosen.map(|()| self.candidates.as_slice())
     }
 
     /// The logits `[vocab]` that follow the last token appended; zeros before the first.
@@ -253,18 +281,27 @@ impl Session {
         Ok(running)
     }
 
-    /// Records the decode step, and the choice of the highest of so many logits.
-    fn record_decode(&self, vocab: Option<usize>) -> Result<DecodeGraph> {
+    fn record_decode(&self) -> Result<DecodeGraph> {
         let mut encoder = self.model.inner.ctx.encoder();
         let temporaries = self.record_step(&mut encoder)?;
-        if let Some(vocab) = vocab {
-            self.record_choice(&mut encoder, vocab)?;
-        }
         Ok(DecodeGraph { graph: encoder.finish()?, _temporaries: temporaries })
     }
 
-    fn record_choice(&self, encoder: &mut Encoder, vocab: usize) -> Result<()> {
-        Argmax { x: &self.logits.slice(0, vocab)?, index: &self.best.0, value: &self.best.1 }.encode(encoder)
+    fn record_decode_and_choice(&self, vocab: usize, k: usize) -> Result<(DecodeGraph, Choice)> {
+        let mut encoder = self.model.inner.ctx.encoder();
+        let mut temporaries = self.record_step(&mut encoder)?;
+        let (best, scratch) = self.record_choice(&mut encoder, vocab, k)?;
+        temporaries.push(scratch);
+        Ok((DecodeGraph { graph: encoder.finish()?, _temporaries: temporaries }, Choice { vocab, k, best, host: vec![NO_TOKEN; 2 * k] }))
+    }
+
+    /// Records the choice: what it writes, and scratch memory that must outlive its runs.
+    fn record_choice(&self, encoder: &mut Encoder, vocab: usize, k: usize) -> Result<(Buffer, Lease)> {
+        let ctx = &self.model.inner.ctx;
+        let best = ctx.zeros(DType::U32, &[2, k])?;
+        let scratch = ctx.pool().uninit(DType::U32, &[Candidates::scratch_len(1, vocab, k)])?;
+        Candidates { x: &self.logits.slice(0, vocab)?, best: &best, scratch: &scratch }.encode(encoder)?;
+        Ok((best, scratch))
     }
 
     /// Records the decode step; the temporaries must outlive its runs.

@@ -5,7 +5,7 @@ use kernelry::gguf::GgufFile;
 use kernelry::registry::Registry;
 use kernelry::safetensors::SafeTensors;
 use kernelry::{Context, Device, Error};
-use kernelry_models::sampler::SamplingParams;
+use kernelry_models::sampler::{Sampler, SamplingParams};
 use kernelry_models::stop::{StopConditions, StopReason};
 use kernelry_models::{Generator, Model, ModelOptions};
 
@@ -222,6 +222,115 @@ fn generation_is_reproducible_and_ends_where_it_must() {
         pieces < 3
     });
     assert!(stopped.unwrap().reason.is_none());
+}
+
+/// Tokens after a prompt, each drawn by the host from the whole row.
+fn drawn_from_rows(model: &Model, prompt: &[u32], sampling: &SamplingParams, vocab: usize, n: usize) -> Vec<u32> {
+    let mut session = model.session().unwrap();
+    let mut sampler = Sampler::new(sampling.clone()).unwrap();
+    sampler.observe_prompt(prompt);
+    let mut row = session.append(prompt).unwrap().to_vec();
+    let mut tokens = Vec::new();
+    while tokens.len() < n {
+        tokens.push(sampler.sample(&mut row[..vocab]).unwrap());
+        row = session.append(&tokens[tokens.len() - 1..]).unwrap().to_vec();
+    }
+    tokens
+}
+
+/// What is generated does not depend on where the row of logits is cut down to those that matter.
+fn generated_tokens_are_those_of_whole_rows(ctx: &Context, n: usize, seeds: std::ops::Range<u64>) {
+    let file = GgufFile::open(path("qwen3.gguf")).unwrap();
+    let mut generator = Generator::load(&file, ctx, ModelOptions::precise(), &mut |_, _| ()).unwrap();
+    let prompt = load("qwen3", ModelOptions::precise()).prompt;
+    let vocab = generator.tokenizer().vocab_size().min(generator.model().config().vocab);
+    let ends = generator.tokenizer().end_of_generation().to_vec();
+    let d = SamplingParams::default;
+    let sets = [
+        d(),
+        SamplingParams::greedy(),
+        SamplingParams { temperature: 1.5, top_k: 20, top_p: 1.0, ..d() },
+        SamplingParams { temperature: 1.2, top_k: 200, top_p: 0.97, min_p: 0.02, ..d() },
+        SamplingParams { temperature: 3.0, top_k: 1, ..d() },
+        SamplingParams { temperature: 2.0, top_k: vocab, ..d() },
+        SamplingParams { repetition_penalty: 1.3, frequency_penalty: 0.2, ..d() },
+    ];
+    let mut distinct = std::collections::BTreeSet::new();
+    for sampling in sets {
+        for seed in seeds.clone() {
+            let sampling = SamplingParams { seed: Some(seed), ..sampling.clone() };
+            let mut expected = drawn_from_rows(generator.model(), &prompt, &sampling, vocab, n);
+            if let Some(end) = expected.iter().position(|t| ends.contains(t)) {
+                expected.truncate(end + 1);
+            }
+            let limit = StopConditions { max_tokens: Some(n), ..StopConditions::default() };
+            let got = generator.generate(&prompt, sampling.clone(), limit, &mut |_| true).unwrap();
+            assert_eq!(got.tokens, expected, "{sampling:?}");
+            distinct.insert(got.tokens);
+        }
+    }
+    assert!(distinct.len() > 5, "the parameters hardly change what is written: {distinct:?}");
+}
+
+#[test]
+fn candidates_of_the_device_give_the_tokens_of_whole_rows() {
+    generated_tokens_are_those_of_whole_rows(&Context::cpu(), 24, 1..5);
+}
+
+#[test]
+fn candidates_of_the_emulator_give_the_tokens_of_whole_rows() {
+    let ctx = Context::new(Device::open("emulator").expect("a C++ compiler"), Registry::new());
+    generated_tokens_are_those_of_whole_rows(&ctx, 4, 1..2);
+}
+
+#[test]
+fn the_device_selects_the_highest_logits() {
+    let tiny = load("llama", ModelOptions::precise());
+    let mut session = tiny.model.session().unwrap();
+    let vocab = session.model().config().vocab;
+    session.append(&tiny.prompt).unwrap();
+    let len = session.len();
+    for (of, k) in [(vocab, 5), (vocab, 6), (vocab / 2, 6), (100, 100), (1, 1)] {
+        session.truncate(len).unwrap();
+        let row = session.append(&[9]).unwrap()[..of].to_vec();
+        let mut order: Vec<u32> = (0..of as u32).collect();
+        order.sort_by(|a, b| row[*b as usize].total_cmp(&row[*a as usize]));
+        session.truncate(len).unwrap();
+        let got = session.append_choice(9, of, k).unwrap();
+        assert_eq!(got.iter().map(|c| c.id).collect::<Vec<_>>(), order[..k], "{k} of the first {of}");
+        assert!(got.iter().all(|c| c.logit == row[c.id as usize]), "{got:?}");
+        assert_eq!(session.len(), len + 1);
+    }
+    for (of, k) in [(0, 1), (vocab + 1, 1), (vocab, 0), (10, 11), (vocab, 257)] {
+        assert!(matches!(session.append_choice(9, of, k), Err(Error::InvalidArgument { .. })), "{k} of the first {of}");
+    }
+}
+
+/// A model whose logits are NaN after one token: the choice of the device has no answer, and the error is that of the whole row.
+#[test]
+fn rows_that_cannot_be_sampled_are_errors_however_the_choice_is_made() {
+    let mut bytes = std::fs::read(path("llama.gguf")).unwrap();
+    let file = GgufFile::from_bytes(bytes.clone()).unwrap();
+    let tiny = load("llama", ModelOptions::precise());
+    let token = tiny.greedy[0];
+    assert!(file.find_tensor("output.weight").is_some(), "the embedding is used at the input alone");
+    let (start, len) = file.tensor_range("token_embd.weight").unwrap();
+    let row = len / tiny.model.config().vocab;
+    bytes[start + row * token as usize..][..row].fill(0xff);
+    let file = GgufFile::from_bytes(bytes).unwrap();
+    let mut generator = Generator::load(&file, &Context::cpu(), ModelOptions::precise(), &mut |_, _| ()).unwrap();
+    assert!(!tiny.prompt.contains(&token));
+    let limit = || StopConditions { max_tokens: Some(5), ..StopConditions::default() };
+    let penalised = SamplingParams { frequency_penalty: 0.1, ..SamplingParams::greedy() };
+    for sampling in [SamplingParams::greedy(), SamplingParams { top_k: 1, ..SamplingParams::default() }, penalised] {
+        let error = generator.generate(&tiny.prompt, sampling, limit(), &mut |_| true).unwrap_err().to_string();
+        assert_eq!(error, "[sample] logits: got NaN at id 0, expected numbers below infinity");
+    }
+    let session = generator.session();
+    session.truncate(0).unwrap();
+    session.append(&tiny.prompt).unwrap();
+    assert_eq!(session.append_greedy(token, 100).unwrap(), None);
+    assert!(session.last_logits().unwrap()[0].is_nan());
 }
 
 #[test]

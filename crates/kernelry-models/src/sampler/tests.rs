@@ -15,7 +15,7 @@ fn sample(params: SamplingParams, logits: &[f32]) -> Result<u32> {
 /// Probabilities by the text of the module: sorts everything, f64 throughout.
 fn reference(logits: &[f32], p: &SamplingParams) -> Vec<f64> {
     let mut order: Vec<usize> = (0..logits.len()).filter(|&i| logits[i] > f32::NEG_INFINITY).collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).unwrap().then(a.cmp(&b)));
     if p.top_k > 0 {
         order.truncate(p.top_k);
     }
@@ -40,6 +40,15 @@ fn reference(logits: &[f32], p: &SamplingParams) -> Vec<f64> {
         out[i] = weight(i, f64::from(p.temperature)) / total;
     }
     out
+}
+
+/// The `k` highest logits above −infinity by a sort of all, which keeps equals in order.
+fn highest(logits: &[f32], k: usize) -> Vec<Candidate> {
+    let all = (0u32..).zip(logits).map(|(id, &logit)| Candidate { logit, id });
+    let mut order: Vec<Candidate> = all.filter(|c| c.logit > f32::NEG_INFINITY).collect();
+    order.sort_by(|a, b| b.logit.partial_cmp(&a.logit).unwrap());
+    order.truncate(k);
+    order
 }
 
 /// What the sampler would draw from, by the code under test.
@@ -87,13 +96,36 @@ proptest! {
 
     #[test]
     fn top_k_is_the_head_of_a_stable_sort(halves in prop::collection::vec(-9i32..9, 1..3000), k in 1usize..200) {
-        let logits: Vec<f32> = halves.iter().map(|&h| h as f32 / 2.0).collect();
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
-        order.truncate(k);
+        // Zeros of both signs are equal.
+        let logits: Vec<f32> = halves.iter().enumerate().map(|(i, &h)| if i % 2 == 0 { h as f32 / 2.0 } else { -(h as f32) / 2.0 }).collect();
         let mut out = Vec::new();
         select_top_k(&logits, k, &mut out);
-        prop_assert_eq!(out.iter().map(|c| c.id).collect::<Vec<_>>(), order);
+        prop_assert_eq!(out, highest(&logits, k));
+    }
+
+    #[test]
+    fn candidates_give_the_tokens_of_the_whole_row(
+        quarters in prop::collection::vec(-40i32..30, 2..3000),
+        temperature in prop_oneof![Just(0.0f32), 0.2f32..3.0],
+        top_k in 1usize..300,
+        top_p in prop_oneof![Just(1.0f32), 0.05f32..0.99],
+        min_p in prop_oneof![Just(0.0f32), 0.001f32..1.0],
+        seed in any::<u64>(),
+    ) {
+        let logits: Vec<f32> = quarters.iter().map(|&q| if q < -30 { f32::NEG_INFINITY } else { -q as f32 / -4.0 }).collect();
+        prop_assume!(logits.iter().any(|&x| x > f32::NEG_INFINITY));
+        let p = SamplingParams { seed: Some(seed), ..params(temperature, top_k, top_p, min_p) };
+        let Some(k) = p.candidates(logits.len()) else {
+            prop_assert!(top_k >= logits.len());
+            return Ok(());
+        };
+        let (mut whole, mut part) = (Sampler::new(p.clone()).unwrap(), Sampler::new(p).unwrap());
+        let best = highest(&logits, k);
+        for draw in 0..20 {
+            let expected = whole.sample(&mut logits.clone()).unwrap();
+            prop_assert_eq!(part.sample_from(&best).unwrap(), expected, "draw {}", draw);
+        }
+        prop_assert_eq!(part.rng.draws, whole.rng.draws);
     }
 
     #[test]
@@ -156,6 +188,31 @@ fn bad_rows_are_errors_whatever_the_position() {
         assert!(sample(SamplingParams::greedy(), &vec![f32::NEG_INFINITY; n]).is_err());
     }
     assert!(sample(SamplingParams::greedy(), &[]).is_err());
+}
+
+#[test]
+fn candidates_are_for_parameters_that_look_at_no_other_logit() {
+    let d = SamplingParams::default;
+    let cases = [
+        (SamplingParams::greedy(), Some(1)),
+        (SamplingParams { top_k: 7, ..SamplingParams::greedy() }, Some(1)),
+        (d(), Some(50)),
+        (SamplingParams { top_p: 1.0, min_p: 0.1, top_k: 99, ..d() }, Some(99)),
+        (SamplingParams { top_k: 100, ..d() }, None),
+        (SamplingParams { top_k: 0, ..d() }, None),
+        (SamplingParams { repetition_penalty: 1.1, ..d() }, None),
+        (SamplingParams { frequency_penalty: 0.1, ..SamplingParams::greedy() }, None),
+        (SamplingParams { presence_penalty: 0.1, ..d() }, None),
+        (SamplingParams { logit_bias: vec![(3, 1.0)], ..SamplingParams::greedy() }, None),
+    ];
+    for (p, expected) in cases {
+        assert_eq!(p.candidates(100), expected, "{p:?}");
+    }
+    let mut whole = Sampler::new(SamplingParams { top_k: 0, ..d() }).unwrap();
+    assert!(
+        whole.sample_from(&[Candidate { logit: 1.0, id: 0 }]).unwrap_err().to_string().starts_with("[sample] candidates: got parameters")
+    );
+    assert!(Sampler::new(d()).unwrap().sample_from(&[]).unwrap_err().to_string().starts_with("[sample] candidates: got none"));
 }
 
 #[test]
