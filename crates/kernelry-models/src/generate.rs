@@ -115,6 +115,9 @@ impl Generator {
         let known = self.tokenizer.vocab_size().min(self.session.model().config().vocab);
         let device_selects = sampling.candidates(known).filter(|&k| k <= MAX_CANDIDATES as usize);
         let mut sampler = Sampler::new(sampling)?;
+        if device_selects.is_some() {
+            self.session.penalise(sampler.params(), prompt)?;
+        }
         sampler.observe_prompt(prompt);
         let mut watch = StopWatch::new(&self.tokenizer, conditions);
         self.session.truncate(0)?;

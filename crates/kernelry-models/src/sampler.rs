@@ -42,7 +42,7 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Subtracted from a logit if the token was generated.
     pub presence_penalty: f32,
-    /// Added to the logits of these tokens; minus infinity forbids one.
+    /// Added to the logits of these tokens, of one listed twice the sum; minus infinity forbids one.
     pub logit_bias: Vec<(u32, f32)>,
     /// Same seed, prompt and parameters give the same text; `None` takes a random one, see [`Sampler::seed`].
     pub seed: Option<u64>,
@@ -80,15 +80,37 @@ impl SamplingParams {
         self.temperature < GREEDY_TEMPERATURE
     }
 
-    /// How many of the highest logits decide the choice, of a row of `vocab`: see [`Sampler::sample_from`]. `None` if all of them do, or if bias or
-    /// penalties change the row first.
+    /// Does a choice depend on the tokens before it?
+    fn penalises(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
+    }
+
+    /// Do bias or penalties change logits?
+    pub fn changes_logits(&self) -> bool {
+        self.penalises() || !self.logit_bias.is_empty()
+    }
+
+    /// How many of the highest logits, once bias and penalties have changed them, decide the choice from a row of `vocab`: see
+    /// [`Sampler::sample_from`]. `None` if all of them do.
     pub fn candidates(&self, vocab: usize) -> Option<usize> {
-        let SamplingParams { repetition_penalty, frequency_penalty, presence_penalty, ref logit_bias, .. } = *self;
-        if repetition_penalty != 1.0 || frequency_penalty != 0.0 || presence_penalty != 0.0 || !logit_bias.is_empty() {
-            return None;
-        }
         let k = if self.is_greedy() { 1 } else { self.top_k };
         (k > 0 && (k < vocab || self.is_greedy())).then_some(k)
+    }
+
+    /// Sums the biases of each token, in the order of the list, so that one rounding of the logit is left.
+    fn merge_bias(&mut self) {
+        let mut places = HashMap::new();
+        let mut merged: Vec<(u32, f32)> = Vec::with_capacity(self.logit_bias.len());
+        for &(id, bias) in &self.logit_bias {
+            match places.get(&id).and_then(|&at: &usize| merged.get_mut(at)) {
+                Some((_, sum)) => *sum += bias,
+                None => {
+                    places.insert(id, merged.len());
+                    merged.push((id, bias));
+                }
+            }
+        }
+        self.logit_bias = merged;
     }
 
     /// # Errors
@@ -167,8 +189,9 @@ impl Sampler {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] that names the parameter outside its range.
-    pub fn new(params: SamplingParams) -> Result<Sampler> {
+    pub fn new(mut params: SamplingParams) -> Result<Sampler> {
         params.validate()?;
+        params.merge_bias();
         let seed = params.seed.unwrap_or_else(|| RandomState::new().hash_one(0));
         let rng = CounterRng { seed, draws: 0 };
         Ok(Sampler { params, rng, seen: HashMap::new(), candidates: Vec::new(), weights: Vec::new() })
@@ -184,14 +207,9 @@ impl Sampler {
         &self.params
     }
 
-    fn remembers(&self) -> bool {
-        let p = &self.params;
-        p.repetition_penalty != 1.0 || p.frequency_penalty != 0.0 || p.presence_penalty != 0.0
-    }
-
     /// Tells the sampler the tokens of the prompt.
     pub fn observe_prompt(&mut self, ids: &[u32]) {
-        if self.remembers() {
+        if self.params.penalises() {
             for &id in ids {
                 self.seen.entry(id).or_default();
             }
@@ -200,7 +218,7 @@ impl Sampler {
 
     /// Tells the sampler a token that became part of the text. [`sample`](Self::sample) does this for the token it returns.
     pub fn observe(&mut self, id: u32) {
-        if self.remembers() {
+        if self.params.penalises() {
             let generated = self.seen.entry(id).or_default();
             *generated = generated.saturating_add(1);
         }
@@ -224,14 +242,14 @@ impl Sampler {
         self.chosen(id)
     }
 
-    /// Chooses a token from the highest logits of a row, in order of rank: the same token, by the same draw, as [`sample`](Self::sample) of the
-    /// whole row. [`SamplingParams::candidates`] says how many must be given, if there are so many above −infinity; more are not looked at.
+    /// Chooses a token from the highest logits of a row, in order of rank and with bias and penalties in them: the same token, by the same draw, as
+    /// [`sample`](Self::sample) of the whole row. [`SamplingParams::candidates`] says how many must be given, if there are so many above −infinity; more are not looked at.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if there are none, or if the parameters ask for the whole row.
     pub fn sample_from(&mut self, candidates: &[Candidate]) -> Result<u32> {
         let Some(k) = self.params.candidates(usize::MAX) else {
-            return Err(Error::invalid(OP, "candidates: got parameters that need every logit, expected top-k without bias and penalties"));
+            return Err(Error::invalid(OP, "candidates: got parameters that need every logit, expected top-k or none but the highest"));
         };
         let Some(best) = candidates.first() else {
             return Err(Error::invalid(OP, "candidates: got none, expected at least one"));

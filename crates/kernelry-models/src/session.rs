@@ -1,12 +1,12 @@
 //! A session: the KV cache of one sequence, prompt processing, and the recorded decode step.
 
 use kernelry::catalogue::StepU32;
-use kernelry::ops::sampling::{Candidates, MAX_CANDIDATES, NO_TOKEN};
+use kernelry::ops::sampling::{Candidates, LogitPenalties, MAX_CANDIDATES, NO_TOKEN};
 use kernelry::{Buffer, DType, Encoder, Error, Graph, Lease, Result, Submission};
 
 use crate::forward::{Forward, Step};
 use crate::model::{Inner, Model};
-use crate::sampler::Candidate;
+use crate::sampler::{Candidate, SamplingParams};
 
 /// Slots of the step buffer: what changes from one decode step to the next.
 mod slot {
@@ -32,6 +32,8 @@ pub struct Session {
     logits: Buffer,
     logits_host: Vec<f32>,
     candidates: Vec<Candidate>,
+    /// What changes the logits before a choice.
+    penalties: Option<Penalties>,
 }
 
 /// The decode step, recorded once and replayed for each token. The leases are the temporaries that the graph writes.
@@ -47,6 +49,17 @@ struct Choice {
     /// `k` tokens, then the bits of their logits.
     best: Buffer,
     host: Vec<u32>,
+}
+
+/// Bias and penalties, and the tokens that they depend on, on the device.
+struct Penalties {
+    repetition: f32,
+    frequency: f32,
+    presence: f32,
+    bias: Buffer,
+    seen: Buffer,
+    /// The logits that they make.
+    changed: Buffer,
 }
 
 impl Session {
@@ -68,6 +81,7 @@ impl Session {
             logits_host: vec![0.0; c.vocab],
             choice: None,
             candidates: Vec::new(),
+            penalties: None,
         })
     }
 
@@ -219,6 +233,47 @@ impl Session {
         Ok(&self.logits_host)
     }
 
+    /// From now on choices of the device ([`append_greedy`](Self::append_greedy), [`append_choice`](Self::append_choice)) are made among the logits that
+    /// bias and penalties of `sampling` leave, to the bit those of [`Sampler::sample`](crate::sampler::Sampler::sample). The tokens of `prompt` have been
+    /// seen; what a choice appends counts as generated, [`truncate`](Self::truncate) takes nothing back. Parameters without bias and penalties end it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for parameters out of range or a bias for a token that the model does not have.
+    pub fn penalise(&mut self, sampling: &SamplingParams, prompt: &[u32]) -> Result<()> {
+        sampling.validate()?;
+        let vocab = self.model.config().vocab;
+        let (repetition, frequency, presence) = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty);
+        let same = |p: &Penalties| p.repetition == repetition && p.frequency == frequency && p.presence == presence;
+        if !sampling.changes_logits() {
+            if self.penalties.take().is_some() {
+                self.choice = None;
+            }
+            return Ok(());
+        }
+        let mut bias = vec![0.0f32; vocab];
+        for &(id, value) in &sampling.logit_bias {
+            let Some(sum) = bias.get_mut(id as usize) else {
+                return Err(Error::invalid("session", format!("logit_bias: got id {id}, expected an id below {vocab}")));
+            };
+            *sum += value;
+        }
+        let mut seen = vec![0u32; vocab];
+        for &id in prompt {
+            if let Some(times) = seen.get_mut(id as usize) {
+                *times = 1;
+            }
+        }
+        if let Some(p) = self.penalties.as_ref().filter(|p| same(p)) {
+            p.bias.write(&bias)?;
+            return p.seen.write(&seen);
+        }
+        let ctx = &self.model.inner.ctx;
+        let (bias, seen) = (ctx.upload(&bias, &[vocab])?, ctx.upload(&seen, &[vocab])?);
+        self.choice = None;
+        self.penalties = Some(Penalties { repetition, frequency, presence, bias, seen, changed: ctx.zeros(DType::F32, &[vocab])? });
+        Ok(())
+    }
+
     /// Appends a token and gives the one that has the highest of the first `vocab` logits after it, the lowest of equals. The device finds it, and
     /// only its number is read back. `None` if there is none, because a logit is NaN or infinite: see [`last_logits`](Self::last_logits).
     ///
@@ -300,7 +355,14 @@ impl Session {
         let ctx = &self.model.inner.ctx;
         let best = ctx.zeros(DType::U32, &[2, k])?;
         let scratch = ctx.pool().uninit(DType::U32, &[Candidates::scratch_len(1, vocab, k)])?;
-        Candidates { x: &self.logits.slice(0, vocab)?, best: &best, scratch: &scratch }.encode(encoder)?;
+        let mut x = self.logits.slice(0, vocab)?;
+        if let Some(Penalties { repetition, frequency, presence, ref bias, ref seen, ref changed }) = self.penalties {
+            let (bias, seen, y) = (&bias.slice(0, vocab)?, &seen.slice(0, vocab)?, changed.slice(0, vocab)?);
+            let token = &self.step.slice(slot::TOKEN * 4, 1)?;
+            LogitPenalties { x: &x, bias, token, seen, y: &y, repetition, frequency, presence }.encode(encoder)?;
+            x = y;
+        }
+        Candidates { x: &x, best: &best, scratch: &scratch }.encode(encoder)?;
         Ok((best, scratch))
     }
 

@@ -245,6 +245,7 @@ fn generated_tokens_are_those_of_whole_rows(ctx: &Context, n: usize, seeds: std:
     let prompt = load("qwen3", ModelOptions::precise()).prompt;
     let vocab = generator.tokenizer().vocab_size().min(generator.model().config().vocab);
     let ends = generator.tokenizer().end_of_generation().to_vec();
+    let favourite = load("qwen3", ModelOptions::precise()).greedy[0];
     let d = SamplingParams::default;
     let sets = [
         d(),
@@ -253,7 +254,13 @@ fn generated_tokens_are_those_of_whole_rows(ctx: &Context, n: usize, seeds: std:
         SamplingParams { temperature: 1.2, top_k: 200, top_p: 0.97, min_p: 0.02, ..d() },
         SamplingParams { temperature: 3.0, top_k: 1, ..d() },
         SamplingParams { temperature: 2.0, top_k: vocab, ..d() },
-        SamplingParams { repetition_penalty: 1.3, frequency_penalty: 0.2, ..d() },
+        SamplingParams { repetition_penalty: 1.3, frequency_penalty: 0.2, temperature: 1.1, ..d() },
+        SamplingParams { repetition_penalty: 1.3, frequency_penalty: 0.2, temperature: 1.1, top_k: 10, ..d() },
+        SamplingParams { repetition_penalty: 1.1, top_k: 0, ..d() },
+        SamplingParams { presence_penalty: 0.6, frequency_penalty: 0.31, ..SamplingParams::greedy() },
+        SamplingParams { logit_bias: vec![(5, 3.0), (favourite, f32::NEG_INFINITY), (5, 2.5)], temperature: 1.3, ..d() },
+        SamplingParams { logit_bias: vec![(7, 100.0)], ..SamplingParams::greedy() },
+        d(),
     ];
     let mut distinct = std::collections::BTreeSet::new();
     for sampling in sets {
@@ -301,6 +308,8 @@ fn the_device_selects_the_highest_logits() {
         assert!(got.iter().all(|c| c.logit == row[c.id as usize]), "{got:?}");
         assert_eq!(session.len(), len + 1);
     }
+    let stranger = SamplingParams { logit_bias: vec![(vocab as u32, 1.0)], ..SamplingParams::default() };
+    assert!(matches!(session.penalise(&stranger, &[]), Err(Error::InvalidArgument { .. })));
     for (of, k) in [(0, 1), (vocab + 1, 1), (vocab, 0), (10, 11), (vocab, 257)] {
         assert!(matches!(session.append_choice(9, of, k), Err(Error::InvalidArgument { .. })), "{k} of the first {of}");
     }

@@ -200,10 +200,8 @@ fn candidates_are_for_parameters_that_look_at_no_other_logit() {
         (SamplingParams { top_p: 1.0, min_p: 0.1, top_k: 99, ..d() }, Some(99)),
         (SamplingParams { top_k: 100, ..d() }, None),
         (SamplingParams { top_k: 0, ..d() }, None),
-        (SamplingParams { repetition_penalty: 1.1, ..d() }, None),
-        (SamplingParams { frequency_penalty: 0.1, ..SamplingParams::greedy() }, None),
-        (SamplingParams { presence_penalty: 0.1, ..d() }, None),
-        (SamplingParams { logit_bias: vec![(3, 1.0)], ..SamplingParams::greedy() }, None),
+        (SamplingParams { repetition_penalty: 1.1, ..d() }, Some(50)),
+        (SamplingParams { logit_bias: vec![(3, 1.0)], ..SamplingParams::greedy() }, Some(1)),
     ];
     for (p, expected) in cases {
         assert_eq!(p.candidates(100), expected, "{p:?}");
@@ -223,6 +221,17 @@ fn forbidden_tokens_are_never_drawn() {
         assert_eq!(sampler.sample(&mut [9.0, 0.0, 9.0]).unwrap(), 1);
     }
     assert!(Sampler::new(p).unwrap().sample(&mut [1.0]).unwrap_err().to_string().contains("got id 2"));
+}
+
+#[test]
+fn biases_of_one_token_add_up_first() {
+    // 1 is lost beside 2^25, but not in the sum of both biases.
+    let big = 33_554_432.0;
+    let p = SamplingParams { logit_bias: vec![(0, big), (1, 2.0), (0, -big), (0, 1.0)], ..SamplingParams::greedy() };
+    let mut sampler = Sampler::new(p).unwrap();
+    let mut row = [0.5, 0.0, 1.0];
+    assert_eq!(sampler.sample(&mut row).unwrap(), 1);
+    assert_eq!(row, [1.5, 2.0, 1.0]);
 }
 
 #[test]

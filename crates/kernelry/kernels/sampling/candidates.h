@@ -1,4 +1,6 @@
-// The k best elements of each row, in the order of sort.h, in two launches: each block sorts out those of SORT_ROOM columns, then one block a
+// Logits on the way to a token: penalties, and the k best elements.
+//
+// The k best elements of each row, in the order of order.h, in two launches: each block sorts out those of SORT_ROOM columns, then one block a
 // row sorts out the best of what those left.
 //
 // Few elements get as far as sorting. The elements are dealt into at least k groups, and each group has one that is as good as the worst
@@ -124,5 +126,30 @@ KN_KERNEL(candidates_merge_f32, 1024, CandidatesParams, KN_IN_ALIAS(0, uint, key
     const uint bits = (ordered & 0x80000000u) != 0 ? ordered ^ 0x80000000u : ~ordered;
     row_best[r] = bad || key == SORT_END ? CANDIDATES_NONE : (uint)words[r];
     row_best[p.k + r] = bad ? kn_bits(KN_NAN) : key == SORT_END ? kn_bits(-KN_INF) : bits;
+  }
+}
+
+// A token that was never seen has 0 in `seen`, another one 1 and how often it was generated; the one in `token` has been generated just now.
+// Bias, frequency and presence, repetition, each rounded for itself.
+#define PENALTIES_EACH 4u  // elements of a thread
+
+KN_CHAINED(logit_penalties_f32, 0);
+KN_KERNEL(logit_penalties_f32, 256, LogitPenaltiesParams, KN_IN_ALIAS(0, float, x), KN_IN_ALIAS(1, float, bias), KN_IN_ALIAS(2, uint, token),
+          KN_OUT(3, uint, seen), KN_OUT(4, float, y)) {
+  KN_CHAIN;
+  const uint generated = token[0];
+  KN_UNROLL for (uint j = 0; j < PENALTIES_EACH; ++j) {
+    const uint i = (KN_GROUP_X * PENALTIES_EACH + j) * KN_BLOCK_X + KN_THREAD_X;
+    if (i < p.n) {
+      uint times = seen[i];
+      if (i == generated) {
+        times = kn_max(times, 1u) + 1;
+        seen[i] = times;
+      }
+      float v = kn_add_rn(x[i], bias[i]);
+      if (times > 1) v = kn_add_rn(v, -kn_add_rn(kn_mul_rn(p.frequency, (float)(times - 1)), p.presence));
+      if (times > 0 && p.repetition != 1.0f) v = v >= 0.0f ? v / p.repetition : v * p.repetition;
+      y[i] = v;
+    }
   }
 }

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::{Cases, Input, Reference, Tolerance};
-use crate::ops::sampling::{CandidatesParams, RowsParams, SoftmaxSampleParams, TopKParams};
+use crate::ops::sampling::{CandidatesParams, LogitPenaltiesParams, RowsParams, SoftmaxSampleParams, TopKParams};
 
 /// Indices by value descending, then by index; NaN last.
 fn order(row: &[f64]) -> Vec<usize> {
@@ -287,6 +287,47 @@ pub(crate) fn candidates_merge_cases(c: &mut Cases) {
         let case = c.bench(format!("rows=1 cols=152064 k={k}"), CandidatesParams { rows: 1, cols: 152_064, k });
         case.on_gpus().input("keys", sorted_keys(75, 0x3f00_0000, 0x0080_0000)).input("ids", descending_ids());
     }
+}
+
+/// Sums, products and quotients of f32 in f64 are rounded to f32 as if they were exact.
+fn rounded(v: f64) -> f64 {
+    f64::from(v as f32)
+}
+
+pub(crate) fn logit_penalties(r: &mut Reference<'_>) {
+    let p: LogitPenaltiesParams = r.params();
+    let (x, bias, token, mut seen) = (r.f64s("x"), r.f64s("bias"), r.f64s("token")[0], r.f64s("seen"));
+    if let Some(times) = seen.get_mut(token as usize) {
+        *times = times.max(1.0) + 1.0;
+    }
+    let mut y = Vec::new();
+    for i in 0..p.n as usize {
+        let mut v = rounded(x[i] + bias[i]);
+        if seen[i] > 1.0 {
+            v = rounded(v - rounded(rounded(f64::from(p.frequency) * (seen[i] - 1.0)) + f64::from(p.presence)));
+        }
+        if seen[i] > 0.0 {
+            v = rounded(if v >= 0.0 { v / f64::from(p.repetition) } else { v * f64::from(p.repetition) });
+        }
+        y.push(v);
+    }
+    r.expect("seen", seen, Tolerance::EXACT);
+    r.expect("y", y, Tolerance::EXACT);
+}
+
+pub(crate) fn logit_penalties_cases(c: &mut Cases) {
+    for (n, token) in [(5u32, 2), (1, 0), (1, 1), (1023, 1022), (1024, 7), (1025, 1024), (20_000, 19_999), (20_000, u32::MAX)] {
+        for (repetition, frequency, presence) in [(1.0, 0.0, 0.0), (1.3, 0.1, 0.7), (0.9, -0.3, 0.0)] {
+            let p = LogitPenaltiesParams { n, repetition, frequency, presence };
+            let case = c.add(format!("n={n} token={token} repetition={repetition} frequency={frequency}"), p);
+            case.input("token", Input::Words(vec![token])).input("seen", Input::Integers(0, 5));
+        }
+    }
+    let p = LogitPenaltiesParams { n: 3000, repetition: 1.5, frequency: 0.25, presence: 0.5 };
+    let bias = Input::Values(vec![0.0, f64::NEG_INFINITY, -100.0, 5.0]);
+    c.add("tokens that are forbidden", p).input("bias", bias).input("seen", Input::Integers(0, 2));
+    c.add("awkward values", p).input("x", awkward()).input("bias", Input::Values(vec![0.0])).input("seen", Input::Integers(0, 2));
+    c.bench("n=152064", LogitPenaltiesParams { n: 152_064, ..p }).on_gpus();
 }
 
 pub(crate) fn softmax_sample(r: &mut Reference<'_>) {

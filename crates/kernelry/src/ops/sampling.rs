@@ -66,6 +66,20 @@ crate::params! {
     }
 }
 
+crate::params! {
+    /// Parameters of bias and penalties.
+    pub struct LogitPenaltiesParams {
+        /// number of logits
+        n: u32,
+        /// divides logits of tokens that were seen, multiplies those below 0; finite, above 0
+        repetition: f32,
+        /// subtracted once for each time that a token was generated
+        frequency: f32,
+        /// subtracted if a token was generated
+        presence: f32,
+    }
+}
+
 /// A power of two of threads, up to 1024, for a row with `each` elements a thread.
 fn threads(cols: u32, each: u32) -> u32 {
     cols.div_ceil(each).min(1024).next_power_of_two().max(64)
@@ -156,6 +170,30 @@ pub(crate) fn kernels() -> Vec<Kernel> {
             .cpu(cpu::candidates_merge)
             .tested(oracle::candidates_merge, oracle::candidates_merge_cases)
             .build(),
+        Kernel::builder(
+            "logit_penalties_f32",
+            Family::Sampling,
+            "y = x + bias, less for tokens generated, weaker for tokens seen; counts a token",
+        )
+        .params::<LogitPenaltiesParams>()
+        .input("x", F32, "n")
+        .input("bias", F32, "n")
+        .input("token", U32, "1")
+        .in_out("seen", U32, "n")
+        .output("y", F32, "n")
+        .check(|p: &LogitPenaltiesParams| {
+            if !(p.repetition.is_finite() && p.repetition > 0.0) {
+                return Err(format!("repetition: got {}, expected a finite value above 0", p.repetition));
+            }
+            Ok(())
+        })
+        .class("exact", "each operation rounded to f32")
+        .flops(|p: &LogitPenaltiesParams| 5.0 * f64::from(p.n))
+        .geometry(|p: &LogitPenaltiesParams| Geometry::linear(p.n.div_ceil(1024), 256))
+        .text(CANDIDATES_TEXT, "")
+        .cpu(cpu::logit_penalties)
+        .tested(oracle::logit_penalties, oracle::logit_penalties_cases)
+        .build(),
     ]
 }
 
@@ -304,5 +342,38 @@ impl Candidates<'_> {
         let (keys, ids) = (self.scratch.slice(0, half)?, self.scratch.slice(half * self.scratch.dtype().size(), half)?);
         encoder.launch("candidates_f32", &[Some(self.x), Some(&keys), Some(&ids)], &params)?;
         encoder.launch("candidates_merge_f32", &[Some(&keys), Some(&ids), Some(self.best)], &params)
+    }
+}
+
+/// Bias and penalties of a row of logits: `bias` is added; `frequency` times the count and `presence` are subtracted from tokens that were generated;
+/// tokens that were seen, in a prompt or because they were generated, are divided by `repetition`, or multiplied below 0.
+pub struct LogitPenalties<'a> {
+    /// `[n]`, f32.
+    pub x: &'a Buffer,
+    /// `[n]`, f32; 0 where there is none.
+    pub bias: &'a Buffer,
+    /// `[1]`, u32: the token that has just been generated, which counts. One from `n` on does not.
+    pub token: &'a Buffer,
+    /// `[n]`, u32: 0 for a token never seen, or 1 and how often it was generated. Brought up to date.
+    pub seen: &'a Buffer,
+    /// `[n]`, f32.
+    pub y: &'a Buffer,
+    /// Finite, above 0; 1 does nothing.
+    pub repetition: f32,
+    /// 0 does nothing.
+    pub frequency: f32,
+    /// 0 does nothing.
+    pub presence: f32,
+}
+
+impl LogitPenalties<'_> {
+    /// Records the launch.
+    ///
+    /// # Errors
+    /// See [`crate::ops`].
+    pub fn encode(&self, encoder: &mut Encoder) -> Result<()> {
+        let LogitPenalties { x, bias, token, seen, y, repetition, frequency, presence } = *self;
+        let params = LogitPenaltiesParams { n: size("logit_penalties", "x", x.len())?, repetition, frequency, presence };
+        encoder.launch("logit_penalties_f32", &[Some(x), Some(bias), Some(token), Some(seen), Some(y)], &params)
     }
 }

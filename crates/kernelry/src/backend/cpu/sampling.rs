@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use super::CpuCall;
 use super::parallel::for_rows;
 use super::vector::{Isa, VectorKernel, dispatch};
-use crate::ops::sampling::{CandidatesParams, NO_TOKEN, RowsParams, SORT_ROOM, SoftmaxSampleParams, TopKParams};
+use crate::ops::sampling::{CandidatesParams, LogitPenaltiesParams, NO_TOKEN, RowsParams, SORT_ROOM, SoftmaxSampleParams, TopKParams};
 
 /// Elements of a block.
 const BLOCK: usize = 16_384;
@@ -252,6 +252,28 @@ pub(crate) fn candidates_merge(call: &CpuCall<'_>) {
             (*index, *value) = (at, v.to_bits());
         }
     }
+}
+
+pub(crate) fn logit_penalties(call: &CpuCall<'_>) {
+    let p: LogitPenaltiesParams = call.params();
+    let (x, bias, token) = (call.input::<f32>(0), call.input::<f32>(1), call.input::<u32>(2));
+    let seen = call.output::<u32>(3);
+    if let Some(times) = token.first().and_then(|token| seen.get_mut(*token as usize)) {
+        *times = (*times).max(1).wrapping_add(1);
+    }
+    let seen: &[u32] = seen;
+    for_rows(call.output::<f32>(4), BLOCK, BLOCK / 4, |block, y| {
+        let first = block * BLOCK;
+        for (((y, x), bias), times) in y.iter_mut().zip(&x[first..]).zip(&bias[first..]).zip(&seen[first..]) {
+            *y = x + bias;
+            if *times > 1 {
+                *y -= p.frequency * (times - 1) as f32 + p.presence;
+            }
+            if *times > 0 && p.repetition != 1.0 {
+                *y = if *y >= 0.0 { *y / p.repetition } else { *y * p.repetition };
+            }
+        }
+    });
 }
 
 /// `exp((x - max) · inverse)` of a block.
