@@ -166,7 +166,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
             .input("ids", U32, "rows k cdiv(cols,2048)")
             .output("best", U32, "rows 2 k")
             .class("exact", "k columns, then the bits of k values; column 0xFFFFFFFF where there is none, in all places for NaN or +inf")
-            .geometry(|p: &CandidatesParams| Geometry::linear(p.rows, 1024))
+            .geometry(|p: &CandidatesParams| Geometry::linear(p.rows, 512))
             .cpu(cpu::candidates_merge)
             .tested(oracle::candidates_merge, oracle::candidates_merge_cases)
             .build(),
