@@ -48,12 +48,19 @@ KN_FN void wgmma_bar_wait(ulong* bar, uint parity) {
                "r"(parity) : "memory");
 }
 // Pairs of blocks (clusters of two) reach each other's threadgroup memory, which is laid out alike.
-// Barriers are set up, by one thread of each block; every thread of both comes here.
+KN_FN uint wgmma_rank() {
+  uint r;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+  return r;
+}
+// Barriers are set up, each by one thread of its block; every thread of both comes here.
 KN_FN void wgmma_pair_ready() {
   asm volatile("fence.mbarrier_init.release.cluster; barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
 }
 // Every thread of both blocks comes here before either ends.
 KN_FN void wgmma_pair_done() { asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory"); }
+// The same where nothing that this block has sent to the other is still under way.
+KN_FN void wgmma_pair_leave() { asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory"); }
 // What block `rank` of the pair has at this place of its memory.
 KN_FN uint wgmma_there(const void* p, uint rank) {
   uint r;
@@ -112,6 +119,9 @@ KN_FN void wgmma_map(uchar* map, const void* matrix, uint rows, uint k, uint hig
 }
 #undef WGMMA_MAP
 KN_FN void wgmma_map_ready(const void* map) { asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(map) : "memory"); }
+// The registers that each thread of a warpgroup has from here on; all of them call. Those of a block are dealt anew: first come, first served.
+template <uint N> KN_FN void wgmma_registers_less() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+template <uint N> KN_FN void wgmma_registers_more() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 // A barrier of `threads` threads, number `id` of 15.
 KN_FN void wgmma_part_barrier(uint id, uint threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 // A barrier that tells every thread whether any came with `v`.

@@ -317,7 +317,7 @@ template <class T, uint N, bool RANGE, bool PANELS, class Y>
 KN_FN void dense_tiles(uchar* scratch, Y* y, KN_PARAMS const DenseShape& d, uchar* shared, uint tid, uint pair, uint pairs) {
   uchar* stage = shared + (0u - wgmma_address(shared) & 1023u);
   DenseBarriers* bars = (DenseBarriers*)(stage + DENSE_RING);
-  const uint rank = kn_pair_rank(), warp = tid / 32, group = tid / 128, lane = tid % 32, tiles = kn_cdiv(d.m, 128);
+  const uint rank = wgmma_rank(), warp = tid / 32, group = tid / 128, lane = tid % 32, tiles = kn_cdiv(d.m, 128);
   if (tid == 0) {
     KN_UNROLL for (uint i = 0; i < DENSE_STAGES(N); ++i) {
       wgmma_bar_init(bars->full + i, 1);

@@ -74,14 +74,6 @@ KN_FN uint kn_permute_signs(uint a, uint b, uint sel) {
 }
 #endif
 
-// Where blocks do not come in pairs, each is one by itself.
-#ifndef KN_HAS_PAIRS
-KN_FN uint kn_pair_rank() { return 0; }
-KN_FN void kn_pair_put(KN_LOCAL uint4*, uint4) {}
-KN_FN void kn_pair_put(KN_LOCAL float*, float) {}
-KN_FN void kn_pair_barrier() { kn_barrier(); }
-#endif
-
 // Says that 128 bytes around the address will be read soon; does nothing where a target has no such thing.
 #ifndef KN_HAS_PREFETCH
 KN_FN void kn_prefetch(KN_GLOBAL const void*) {}

@@ -55,23 +55,8 @@ extern __shared__ __align__(1024) uchar kn_dynamic_shared[];
 #define KN_CHAIN_WAIT
 #endif
 #define KN_CHAIN KN_CHAIN_NEXT; KN_CHAIN_WAIT
-// Pairs of blocks of a kernel defined by KN_KERNEL_CLUSTERS(name, threads, 2, ...), neighbours in x: what one puts lies at the same place of the
-// other's threadgroup memory behind the next barrier of the pair; a barrier comes before the first, and behind the last.
-#if __CUDA_ARCH__ >= 900
-#define KN_HAS_PAIRS 1
+// With KN_RESIDENT: the blocks of kernel `name` come in clusters of two.
 #define KN_PAIRED(name) extern "C" __device__ uint name##_cluster = 2
-KN_FN uint kn_pair_rank() { uint r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
-KN_FN uint kn_pair_there(const void* p) {
-  uint r;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"((uint)__cvta_generic_to_shared(p)), "r"(kn_pair_rank() ^ 1));
-  return r;
-}
-KN_FN void kn_pair_put(KN_LOCAL uint4* p, uint4 v) {
-  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(kn_pair_there(p)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
-KN_FN void kn_pair_put(KN_LOCAL float* p, float v) { asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(kn_pair_there(p)), "f"(v) : "memory"); }
-KN_FN void kn_pair_barrier() { asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-#endif
 #define KN_KERNEL_CLUSTERS(name, block, blocks, P, ...) \
   extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(block, 1) name(__VA_ARGS__, const P p)
 

@@ -6,18 +6,20 @@
 //
 // A block stays for many tiles of 16 weight rows. It makes the parts of the activations once, for as many slices of 256 values as find room in
 // threadgroup memory (a chunk), and goes through its tiles; with more than one chunk the result is added to what is there. The slices of all
-// its tiles are dealt to the warps like cards. A warp copies the slice of the 16 rows in 16-byte pieces, whatever alignment the format has
-// there, STAGES slices ahead of use. The warps' sums meet in threadgroup memory after every BATCH tiles, and are added in the order of the warps.
+// its tiles are dealt to the warps like cards, so that what they fetch at a time lies together. A warp copies the slice of the 16 rows in 16-byte
+// pieces, whatever alignment the format has there, STAGES slices ahead of use. What it has of a tile it leaves in threadgroup memory. There the sums
+// meet after every batch of tiles, and are added in the order of the warps, or of the slices where those are fewer.
 //
 // Around it, as `with` says: ROWS_NORM multiplies the input by the weights of an RMS norm, and results by the factor that normalises the row;
 // ROWS_GATED takes the matrices of a gate and of what it gates, 2 n rows, tiles of both in turn, and gives silu(gate) * up; ROWS_ADD adds a
-// residual. The first two are for rows that are one chunk, and ROWS_GATED for an even BATCH.
+// residual. The first two are for rows that are one chunk.
 
 #define ROWS_TILE 16u
 #define ROWS_NORM 1u
 #define ROWS_GATED 2u
 #define ROWS_ADD 4u
 #define ROWS_RING(F, S) ((S) * ROWS_TILE * F::STRIDE / 4)
+// Sums of two batches of two tiles at least.
 #define ROWS_PARTIAL(M, W, B) (2 * (B) * (W) * ROWS_TILE * M::ROWS)
 // Slices of activations for which `words` of threadgroup memory have room: a slice has the sums of its groups and the inverses of its scales too.
 #define ROWS_CHUNK(M, F, W, S, B, words) \
@@ -69,28 +71,31 @@ KN_FN uint rows_begin(uint tile, uint first, uint step, uint n, uint with, KN_PR
   return with & ROWS_GATED && tile % 2 ? n0 + n : n0;
 }
 
-// What the warps have of an element of a tile, whose first slice warp `warp0` of W has: `apart` words from one warp to the next.
-template <uint W> KN_FN float rows_sum(KN_LOCAL const float* at, uint apart, uint warp0, uint slices) {
+// What warps left of an element of a tile that has `slices` slices: `apart` words from one to the next.
+template <uint W> KN_FN float rows_sum(KN_LOCAL const float* at, uint apart, uint slices) {
   float all = 0;
   KN_UNROLL for (uint v = 0; v < W; ++v) {
-    if ((v >= warp0 ? v - warp0 : v + W - warp0) < slices) all += at[v * apart];
+    if (v < slices) all += at[v * apart];
   }
   return all;
 }
 
 // The weights are at `w`; input rows are packed, `m` of them, at most M::ROWS. The block takes the tiles `first`, `first + step`, ... Every thread
-// of the block calls; a barrier comes before the next call. W warps, WORDS of threadgroup memory. `norm`, `eps` and `residual` are used as `with`
-// says, and any pointer otherwise.
+// of the block calls; a barrier comes before the next call. W warps, WORDS of threadgroup memory, at least BATCH tiles in a batch. `norm`, `eps` and
+// `residual` are used as `with` says, and any pointer otherwise.
 template <class M, class F, uint W, uint STAGES, uint BATCH, uint WORDS>
 KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_GLOBAL float* y, uint m, uint n, uint k, uint first, uint step,
                         KN_LOCAL uint* shared, uint tid, uint lane, uint warp, uint with, KN_GLOBAL const float* norm, float eps,
                         KN_GLOBAL const float* residual) {
-  constexpr uint ROWS = M::ROWS, NT = M::NT, OWN = M::OWN, ONE = M::ONE, AHEAD = M::AHEAD, EACH = W * M::PAIR;
+  constexpr uint ROWS = M::ROWS, NT = M::NT, OWN = M::OWN, ONE = M::ONE, AHEAD = M::AHEAD, APART = ROWS_TILE * ROWS;
   constexpr uint CHUNK = ROWS_CHUNK(M, F, W, STAGES, BATCH, WORDS), SLICE_BYTES = 8 / F::GROUPS * F::BYTES;
-  static_assert(CHUNK > 0 && WORDS > CHUNK, "room for a slice");
+  static_assert(CHUNK > 0 && WORDS > CHUNK && BATCH % 2 == 0, "room for a slice");
   const uint groups = k / 32, all_slices = kn_cdiv(groups, 8), row_bytes = groups / F::GROUPS * F::BYTES;
   const uint tiles = kn_cdiv(n, ROWS_TILE), by = with & ROWS_GATED ? 1 : 0;
   const uint count = first < tiles ? kn_cdiv(tiles - first, step) << by : 0;
+  if (count == 0) return;
+  // Warps that have something of a tile at most, and how many tiles' sums find room twice; or all of them once.
+  const uint share = kn_min(W, kn_min(CHUNK, all_slices)), twice = BATCH * W / share / 2 * 2, batch_tiles = count <= 2 * twice ? count : twice;
   const uint r = lane / 4, t = lane % 4;
   KN_LOCAL uchar* ring = (KN_LOCAL uchar*)(shared + warp * ROWS_RING(F, STAGES));
   KN_LOCAL float* red = (KN_LOCAL float*)(shared + W * ROWS_RING(F, STAGES));
@@ -100,7 +105,7 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
   KN_LOCAL float* sums = (KN_LOCAL float*)(xs + CHUNK * M::SLICE);
   KN_LOCAL float* inverses = sums + CHUNK * ROWS * 8 * M::SUMS;
   for (uint i = tid; i < M::FIRST; i += 32 * W) ones[i] = 0x01010101u;
-  const uint own_row = M::row(lane), rank = M::PAIR == 2 ? kn_pair_rank() : 0;
+  const uint own_row = M::row(lane);
   const float unit = M::unit(lane);
   const bool even16 = kn_aligned(w, 16) && row_bytes % 16 == 0, vector = kn_aligned(x, 16) && kn_aligned(norm, 16) && k % 4 == 0;
   float square = 0, unnorm = 1;
@@ -126,13 +131,12 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
       for (uint i = 32 * tid; i < k; i += 32 * 32 * W) kn_prefetch(norm + i);
     }
     if (chunk == 0) { KN_CHAIN_WAIT; }  // weights may be read before, activations not
-
-    if (M::PAIR == 2) kn_pair_barrier();
     else kn_barrier();
-    KN_NO_UNROLL for (uint i0 = warp * M::PAIR + rank; i0 < slices * ROWS; i0 += AHEAD * EACH) {
+
+    KN_NO_UNROLL for (uint i0 = warp; i0 < slices * ROWS; i0 += AHEAD * W) {
       float4 v[AHEAD][2];
       KN_UNROLL for (uint i = 0; i < AHEAD; ++i) {
-        const uint at = i0 + i * EACH, row = at % ROWS, kx = ((chunk + at / ROWS) * 8 + lane / 4) * 32 + 4 * t;
+        const uint at = i0 + i * W, row = at % ROWS, kx = ((chunk + at / ROWS) * 8 + lane / 4) * 32 + 4 * t;
         v[i][0] = v[i][1] = kn_f4(0, 0, 0, 0);
         if (at < slices * ROWS && row < m && kx < k) {
           KN_GLOBAL const float* from = x + (ulong)row * k + kx;
@@ -155,15 +159,15 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
       }
       uint big[AHEAD];
       KN_UNROLL for (uint i = 0; i < AHEAD; ++i) {
-        if (i0 + i * EACH < slices * ROWS) big[i] = kn_warp_max(M::largest(v[i][0], v[i][1]));
+        if (i0 + i * W < slices * ROWS) big[i] = kn_warp_max(M::largest(v[i][0], v[i][1]));
       }
       KN_UNROLL for (uint i = 0; i < AHEAD; ++i) {
-        const uint at = i0 + i * EACH, row = at % ROWS, s = at / ROWS;
+        const uint at = i0 + i * W, row = at % ROWS, s = at / ROWS;
         if (at < slices * ROWS) {
           float inverse;
           const float scale = rows_scale<M::BITS>(big[i], inverse);
           M::convert(v[i][0], v[i][1], scale, row, xs + s * M::SLICE, sums + at * 8 * M::SUMS, lane);
-          if (lane == 0) M::put(inverses + at, inverse);
+          if (lane == 0) inverses[at] = inverse;
         }
       }
     }
@@ -171,8 +175,7 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
       square = kn_warp_sum(square);
       if (lane == 0) squares[warp] = square;
     }
-    if (M::PAIR == 2) kn_pair_barrier();
-    else kn_barrier();
+    kn_barrier();
     if (with & ROWS_NORM) {
       square = 0;
       KN_UNROLL for (uint i = 0; i < W; ++i) square += squares[i];
@@ -182,8 +185,8 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
     float acc[NT][OWN];
     KN_UNROLL for (uint i = 0; i < NT; ++i) KN_UNROLL for (uint j = 0; j < OWN; ++j) acc[i][j] = 0;
     KN_LOCAL float* meet = red;
-    KN_NO_UNROLL for (uint batch = 0; batch < count; batch += BATCH) {
-      const uint end = kn_min(batch + BATCH, count);
+    KN_NO_UNROLL for (uint batch = 0; batch < count; batch += batch_tiles) {
+      const uint end = kn_min(batch + batch_tiles, count);
       KN_NO_UNROLL while (tile < end) {
         KN_LOCAL uchar* bytes = ring + stage * (ROWS_TILE * F::STRIDE);
         const uint from = (chunk + slice) * SLICE_BYTES, here = kn_min(8u, groups - (chunk + slice) * 8);
@@ -222,12 +225,12 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
         kn_warp_sync();
         ROWS_FETCH(stage)
         stage = stage + 1 == STAGES ? 0 : stage + 1;
-        const uint was = tile;
+        const uint was = tile, order = slices <= W ? slice : warp;
         slice += more_slices;
         tile += more_tiles + (slice >= slices ? 1 : 0);
         slice -= slice >= slices ? slices : 0;
         if (tile != was) {
-          KN_LOCAL float* to = meet + ((was - batch) * W + warp) * (ROWS_TILE * ROWS);
+          KN_LOCAL float* to = meet + ((was - batch) * share + order) * APART;
           KN_UNROLL for (uint i = 0; i < NT; ++i) {
             KN_UNROLL for (uint j = 0; j < OWN; ++j) {
               const float v = M::total(acc[i][j]);
@@ -240,16 +243,16 @@ KN_FN void rows_product(KN_GLOBAL const uchar* w, KN_GLOBAL const float* x, KN_G
       kn_barrier();
       KN_NO_UNROLL for (uint i = tid; i < ((end - batch) >> by) * m * ROWS_TILE; i += 32 * W) {
         const uint of = i / ROWS_TILE / m, row = i / ROWS_TILE % m, column = (first + ((batch >> by) + of) * step) * ROWS_TILE + i % ROWS_TILE;
-        const uint apart = ROWS_TILE * ROWS, place = row * ROWS_TILE + i % ROWS_TILE, own = of << by;
-        float all = unnorm * rows_sum<W>(meet + (own * W * apart + place), apart, (batch + own) * slices % W, slices);
+        KN_LOCAL const float* at = meet + (((of << by) * share * ROWS + row) * ROWS_TILE + i % ROWS_TILE);
+        float all = unnorm * rows_sum<W>(at, APART, slices);
         if (with & ROWS_GATED) {
-          const float up = unnorm * rows_sum<W>(meet + ((own + 1) * W * apart + place), apart, (batch + own + 1) * slices % W, slices);
+          const float up = unnorm * rows_sum<W>(at + share * APART, APART, slices);
           all = all * (1.0f / (1.0f + kn_exp(-all))) * up;
         }
         if (column < n) {
-          const ulong at = (ulong)row * n + column;
-          if (with & ROWS_ADD && chunk == 0) all += residual[at];
-          y[at] = chunk == 0 ? all : y[at] + all;
+          const ulong to = (ulong)row * n + column;
+          if (with & ROWS_ADD && chunk == 0) all += residual[to];
+          y[to] = chunk == 0 ? all : y[to] + all;
         }
       }
       meet = meet == red ? red + ROWS_PARTIAL(M, W, BATCH) / 2 : red;

@@ -19,13 +19,12 @@ KN_FN void rows_half_split(float x, float y, KN_PRIVATE uint& high, KN_PRIVATE u
   low = kn_pack_f16(x - h.x, y - h.y);
 }
 
-// With PAIRS of blocks, what one block makes of activations is the other's too.
-template <class F, uint TILES, bool PAIRS> struct RowsHalf {
+template <class F, uint TILES> struct RowsHalf {
   // Words of a slice of 256 values in all rows, high parts and low ones by columns; sums of a group, or of its halves where those have scales of
   // their own. Weight rows of a lane; where the largest value is put; slices of activations on their way at once.
   enum : uint {
     NT = TILES, ONE = 0, STEP = 4, ROWS = STEP * NT, GROUP = 32, SLICE = 8 * GROUP * ROWS, SUMS = F::HALVES ? 2 : 1, FIRST = 0,
-    OWN = 2, BITS = 14, PAIR = PAIRS ? 2 : 1, AHEAD = 8,
+    OWN = 2, BITS = 14, AHEAD = 4,
   };
 
   static KN_FN uint largest(float4 a, float4 b) { return kn_max(rows_half_largest(a), rows_half_largest(b)); }
@@ -39,23 +38,29 @@ template <class F, uint TILES, bool PAIRS> struct RowsHalf {
   // The lane's activations in a slice: column and quarter.
   static KN_FN KN_LOCAL const uint* place(KN_LOCAL const uint*, KN_LOCAL const uint* slice, uint lane) { return slice + 4 * lane; }
 
+  // Group `g` of two weight rows, at `bytes0` and `bytes1`: codes as fragments of the matrix unit for the first and second half of k, scales of the
+  // halves and offsets.
+  static KN_FN void decode(KN_LOCAL const uchar* bytes0, KN_LOCAL const uchar* bytes1, KN_PRIVATE const uint (&heads)[OWN][F::S], uint g, uint lane,
+                     KN_PRIVATE uint (&codes)[2][4], KN_PRIVATE float (&s)[OWN][2], KN_PRIVATE float (&offset)[OWN]) {
+    const uint t = lane % 4, skip = F::GROUPS == 1 ? g * F::BYTES : 0;
+    KN_LOCAL const typename F::Word* b[2] = {(KN_LOCAL const typename F::Word*)(bytes0 + skip), (KN_LOCAL const typename F::Word*)(bytes1 + skip)};
+    KN_UNROLL for (uint i = 0; i < 2; ++i) {
+      uint q[F::Q], c[4];
+      F::load(b[i], g % F::GROUPS, t, q);
+      F::small(q, g % F::GROUPS, t, c);
+      KN_UNROLL for (uint j = 0; j < 4; ++j) codes[j / 2][j % 2 * 2 + i] = c[j];
+      F::part(b[i], heads[i], g % F::GROUPS, s[i][0], s[i][1], offset[i]);
+    }
+  }
+
   // Adds the products of group `g` of a slice to the sums of scaled codes and of offsets. `x` are the lane's activations in the slice and `sums`
   // the sums of its input row.
   static KN_FN void group(KN_LOCAL const uchar* bytes0, KN_LOCAL const uchar* bytes1, KN_PRIVATE const uint (&heads)[OWN][F::S],
                     KN_LOCAL const uint* x, KN_LOCAL const float* sums, uint g, KN_PRIVATE float (&a)[NT][OWN],
                     KN_PRIVATE float (&o)[NT][OWN], uint lane) {
-    const uint t = lane % 4, skip = F::GROUPS == 1 ? g * F::BYTES : 0;
-    KN_LOCAL const typename F::Word* b[2] = {(KN_LOCAL const typename F::Word*)(bytes0 + skip), (KN_LOCAL const typename F::Word*)(bytes1 + skip)};
-    uint c[2][4];
+    uint codes[2][4];
     float s[OWN][2], offset[OWN];
-    KN_UNROLL for (uint i = 0; i < 2; ++i) {
-      uint q[F::Q];
-      F::load(b[i], g % F::GROUPS, t, q);
-      F::small(q, g % F::GROUPS, t, c[i]);
-    }
-    KN_UNROLL for (uint i = 0; i < OWN; ++i) {
-      F::part(b[i], heads[i], g % F::GROUPS, s[i][0], s[i][1], offset[i]);
-    }
+    decode(bytes0, bytes1, heads, g, lane, codes, s, offset);
     KN_UNROLL for (uint nt = 0; nt < NT; ++nt) {
       const uint4 v = *(KN_LOCAL const uint4*)(x + (g * ROWS + STEP * nt) * GROUP);
       KN_LOCAL const float* sum = sums + (STEP * nt * 8 + g) * SUMS;
@@ -65,9 +70,8 @@ template <class F, uint TILES, bool PAIRS> struct RowsHalf {
           d[0] = d[2] = F::LESS ? sum[go] : 0.0f;
           d[1] = d[3] = 0;
         }
-        const uint codes[4] = {c[0][2 * go], c[1][2 * go], c[0][2 * go + 1], c[1][2 * go + 1]};
         const uint pair[2] = {go ? v.z : v.x, go ? v.w : v.y};
-        kn_mma<kn_f16>(d, codes, pair, lane);
+        kn_mma<kn_f16>(d, codes[go], pair, lane);
         if (go == 1 || F::HALVES) {
           KN_UNROLL for (uint i = 0; i < OWN; ++i) {
             a[nt][i] = kn_fma(s[i][go], d[2 * i], a[nt][i]);
@@ -81,36 +85,37 @@ template <class F, uint TILES, bool PAIRS> struct RowsHalf {
     }
   }
 
-  template <class T> static KN_FN void put(KN_LOCAL T* to, T v) {
-    *to = v;
-    if (PAIRS) kn_pair_put(to, v);
+  // The values 4 t to 4 t + 3 and 16 + 4 t to 16 + 4 t + 3 of group `g`, times `scale`, as codes meet them: high parts, what these leave, and the
+  // sums of all eight, or of four and four.
+  static KN_FN void parts(float4 a, float4 b, float scale, uint g, KN_PRIVATE uint (&h)[4], KN_PRIVATE uint (&l)[4], KN_PRIVATE float (&sum)[2]) {
+    sum[0] = kn_fma(a.x, scale, kn_fma(a.y, scale, kn_fma(a.z, scale, a.w * scale)));
+    sum[1] = kn_fma(b.x, scale, kn_fma(b.y, scale, kn_fma(b.z, scale, b.w * scale)));
+    if (!F::HALVES) sum[0] += sum[1];
+    const float unit = F::LESS ? -(float)F::LESS / (1 << 24) : 1.0f;
+    KN_UNROLL for (uint i = 0; i < SUMS; ++i) {
+      sum[i] += kn_shfl_xor(sum[i], 1);
+      sum[i] += kn_shfl_xor(sum[i], 2);
+      sum[i] *= unit;
+    }
+    const float first = (F::PLACED & BLK_ODD) && g % 2 ? scale * 0.0625f : scale, second = F::PLACED & BLK_SECOND ? scale * 0.0625f : first;
+    const bool near = F::PLACED & BLK_NEIGHBOURS;
+    rows_half_split(a.x * first, (near ? a.y : a.z) * first, h[0], l[0]);
+    rows_half_split((near ? a.z : a.y) * first, a.w * first, h[1], l[1]);
+    rows_half_split(b.x * second, (near ? b.y : b.z) * second, h[2], l[2]);
+    rows_half_split((near ? b.z : b.y) * second, b.w * second, h[3], l[3]);
   }
 
   // Puts 256 activations of a row, eight values a lane, into a slice, and their sums; `scale` fits them. Columns of a tile are high and low of its
   // first row, of its second, ...
   static KN_FN void convert(float4 a, float4 b, float scale, uint row, KN_LOCAL uint* slice, KN_LOCAL float* sum_to, uint lane) {
     KN_LOCAL uint* to = slice + (lane / 4 * ROWS + row / STEP * STEP) * GROUP + row % STEP * 32 + lane % 4 * 4;
-    sum_to += lane / 4 * SUMS;
-    float sum0 = kn_fma(a.x, scale, kn_fma(a.y, scale, kn_fma(a.z, scale, a.w * scale)));
-    float sum1 = kn_fma(b.x, scale, kn_fma(b.y, scale, kn_fma(b.z, scale, b.w * scale)));
-    if (!F::HALVES) sum0 += sum1;
-    sum0 += kn_shfl_xor(sum0, 1);
-    sum0 += kn_shfl_xor(sum0, 2);
-    const float unit = F::LESS ? -(float)F::LESS / (1 << 24) : 1.0f;
-    if (F::HALVES) {
-      sum1 += kn_shfl_xor(sum1, 1);
-      sum1 += kn_shfl_xor(sum1, 2);
-      if (lane % 4 == 0) put(sum_to + 1, sum1 * unit);
-    }
-    if (lane % 4 == 0) put(sum_to, sum0 * unit);
-    const float first = (F::PLACED & BLK_ODD) && lane / 4 % 2 ? scale * 0.0625f : scale, second = F::PLACED & BLK_SECOND ? scale * 0.0625f : first;
-    const bool near = F::PLACED & BLK_NEIGHBOURS;
     uint h[4], l[4];
-    rows_half_split(a.x * first, (near ? a.y : a.z) * first, h[0], l[0]);
-    rows_half_split((near ? a.z : a.y) * first, a.w * first, h[1], l[1]);
-    rows_half_split(b.x * second, (near ? b.y : b.z) * second, h[2], l[2]);
-    rows_half_split((near ? b.z : b.y) * second, b.w * second, h[3], l[3]);
-    put((KN_LOCAL uint4*)to, kn_u4(h[0], h[1], h[2], h[3]));
-    put((KN_LOCAL uint4*)(to + 16), kn_u4(l[0], l[1], l[2], l[3]));
+    float sum[2];
+    parts(a, b, scale, lane / 4, h, l, sum);
+    if (lane % 4 == 0) {
+      KN_UNROLL for (uint i = 0; i < SUMS; ++i) sum_to[lane / 4 * SUMS + i] = sum[i];
+    }
+    *(KN_LOCAL uint4*)to = kn_u4(h[0], h[1], h[2], h[3]);
+    *(KN_LOCAL uint4*)(to + 16) = kn_u4(l[0], l[1], l[2], l[3]);
   }
 };

@@ -28,7 +28,7 @@ template <class F, bool ALONE> struct RowsInteger {
   // Words of a slice of 256 values in all rows; a slice of ones comes FIRST, and more words for the banks.
   enum : uint {
     NT = 1, ONE = ALONE, STEP = ALONE ? 1 : 2, ROWS = STEP, GROUP = 24, SLICE = 8 * GROUP * ROWS, SUMS = 1, FIRST = SLICE + 32,
-    OWN = ALONE ? 1 : 2, BITS = 21, PAIR = 1, AHEAD = 4,
+    OWN = ALONE ? 1 : 2, BITS = 21, AHEAD = 4,
   };
 
   static KN_FN uint largest(float4 a, float4 b) { return kn_max(rows_integer_largest(a), rows_integer_largest(b)); }
@@ -80,8 +80,6 @@ template <class F, bool ALONE> struct RowsInteger {
       KN_UNROLL for (uint i = 0; i < OWN; ++i) o[0][i] += offset[i] * sums[g];
     }
   }
-
-  static KN_FN void put(KN_LOCAL float* to, float v) { *to = v; }
 
   // Puts 256 activations of a row, eight values a lane, into a slice, and their sums; `scale` fits them.
   static KN_FN void convert(float4 a, float4 b, float scale, uint row, KN_LOCAL uint* slice, KN_LOCAL float* sum_to, uint lane) {

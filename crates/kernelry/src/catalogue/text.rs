@@ -39,6 +39,7 @@ const SHARED: &[Text] = &[
     kernel_text!("quantized/rows.h"),
     kernel_text!("quantized/rows_half.h"),
     kernel_text!("quantized/rows_integer.h"),
+    kernel_text!("quantized/rows_stream.h"),
     kernel_text!("row_copy.h"),
     kernel_text!("sampling/order.h"),
 ];

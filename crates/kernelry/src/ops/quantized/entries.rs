@@ -115,7 +115,11 @@ fn small_batch(format: &'static Format, r1: u32) -> Kernel {
         .fast_math()
         .flops(|p: &MulMvExtParams| product_flops(p.m, p.n, p.k) * f64::from(p.batch))
         .text(MUL_MV, format.instances.mul_mv_ext.get(r1 as usize - 2).copied().unwrap_or_default())
-        .geometry(|p: &MulMvExtParams| few_rows(p.n, p.batch))
+        // Two for 16 weight rows: some devices halve k between them.
+        .geometry(|p: &MulMvExtParams| {
+            let Geometry { groups: [x, y, z], threads } = few_rows(p.n, p.batch);
+            Geometry { groups: [x.saturating_mul(2), y, z], threads }
+        })
         .cpu(format.cpu.mul_mv_ext)
         .tested(oracle::mul_mv_ext, oracle::mul_mv_ext_cases)
         .build()
