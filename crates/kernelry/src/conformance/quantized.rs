@@ -354,6 +354,14 @@ pub(crate) fn mul_mv_ext_cases(c: &mut Cases) {
     c.add("a row of NaN", small(5)).input("weight", block.random()).input("x", with_nan_row(3 * unit));
     c.add("fast exact", small(5)).input("weight", block.integers()).input("x", integers_with_127()).fast().exact();
     c.add("fast", small(8)).input("weight", block.random()).fast();
+    // Rows that find no room at once, and where there is time also so many that rings of copies go round.
+    let long = |m, n, k, batch| MulMvExtParams { m, n, k, batch };
+    c.add("long rows", long(8, 40, 8704, 1)).input("weight", block.random());
+    if c.intensity >= 2 {
+        for (m, n, k, batch) in [(8, 4100, 14336, 1), (3, 4096, 6144, 3), (6, 33000, 2048, 1)] {
+            c.add(format!("m={m} n={n} k={k} batch={batch}"), long(m, n, k, batch)).input("weight", block.random());
+        }
+    }
     let projection = |m| MulMvExtParams { m, n: 14336, k: 4096, batch: 1 };
     c.bench("m=4 n=14336 k=4096", projection(4)).input("weight", block.random());
     c.bench("m=8 n=14336 k=4096", projection(8)).input("weight", block.random()).on_gpus();
