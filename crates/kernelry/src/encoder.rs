@@ -1,6 +1,5 @@
 //! Recording launches, and running what was recorded.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,122 +8,12 @@ use smallvec::SmallVec;
 
 use crate::access::{AccessTracker, RangeAccess};
 use crate::backend::{Pending, Replay};
-use crate::buffer::{Buffer, Storage};
+use crate::buffer::Buffer;
 use crate::catalogue::{Access, Geometry, Kernel, ParamKind, Params, StepU32};
+use crate::commands::{Command, Commands, Launch, LaunchArg};
 use crate::context::Context;
 use crate::registry::{Constants, Math, Options, Pipeline};
 use crate::{DType, Error, Lease, Result};
-
-/// One buffer argument of a recorded launch.
-#[derive(Clone)]
-pub struct LaunchArg {
-    storage: Arc<Storage>,
-    range: Range<usize>,
-    write: bool,
-}
-
-impl LaunchArg {
-    /// The memory behind the argument.
-    pub fn memory(&self) -> &dyn crate::backend::Memory {
-        self.storage.memory()
-    }
-    /// The bytes that the kernel may touch: offset in the memory, and end.
-    pub fn range(&self) -> Range<usize> {
-        self.range.clone()
-    }
-    /// Whether the kernel may write them.
-    pub fn writes(&self) -> bool {
-        self.write
-    }
-
-    fn access(&self) -> RangeAccess {
-        RangeAccess { storage: self.storage.id(), begin: self.range.start, end: self.range.end, write: self.write }
-    }
-}
-
-/// A recorded launch. Its arguments have been checked.
-#[non_exhaustive]
-pub struct Launch {
-    /// What runs.
-    pub pipeline: Pipeline,
-    /// Buffers in binding order; `None` for optional ones that were left out.
-    pub args: SmallVec<[Option<LaunchArg>; 6]>,
-    /// Parameter block.
-    pub params: SmallVec<[u8; 96]>,
-    /// The step buffer, if a parameter is read from it.
-    pub step: Option<LaunchArg>,
-    /// Scratch memory, if the kernel takes any.
-    pub scratch: Option<LaunchArg>,
-    /// GPU geometry.
-    pub geometry: Geometry,
-}
-
-/// One recorded command.
-#[non_exhaustive]
-pub enum Command {
-    /// A kernel.
-    Launch(Box<Launch>),
-    /// Copies bytes between ranges that do not overlap.
-    Copy {
-        /// Source.
-        src: LaunchArg,
-        /// Destination, as long as the source.
-        dst: LaunchArg,
-    },
-    /// Sets bytes to zero.
-    Zero {
-        /// Destination.
-        dst: LaunchArg,
-    },
-    /// Everything before is visible to everything after.
-    Barrier,
-}
-
-/// A recorded command list.
-#[derive(Default)]
-pub struct Commands {
-    list: Vec<Command>,
-    /// Every allocation that the list touches, by id, and whether it is written.
-    storages: Vec<(Arc<Storage>, bool)>,
-    /// Memory between the launches of one operation, the last the largest, and memory within a launch, likewise.
-    scratch: Vec<Lease>,
-    launch_scratch: Vec<Lease>,
-}
-
-impl Commands {
-    /// The commands in order.
-    pub fn list(&self) -> &[Command] {
-        &self.list
-    }
-
-    /// Whether any command of the list writes to the allocation behind `arg`.
-    pub fn writes(&self, arg: &LaunchArg) -> bool {
-        self.storages
-            .binary_search_by_key(&arg.storage.id(), |(s, _)| s.id())
-            .is_ok_and(|i| self.storages.get(i).is_some_and(|(_, write)| *write))
-    }
-
-    fn touch(&mut self, arg: &LaunchArg) {
-        match self.storages.binary_search_by_key(&arg.storage.id(), |(s, _)| s.id()) {
-            Ok(i) => {
-                if let Some((_, write)) = self.storages.get_mut(i) {
-                    *write |= arg.write;
-                }
-            }
-            Err(i) => self.storages.insert(i, (arg.storage.clone(), arg.write)),
-        }
-    }
-
-    /// Locks every allocation in order of id, so that two submissions cannot wait for each other.
-    fn lock(&self) -> Result<StorageLocks<'_>> {
-        let mut locks = StorageLocks { storages: &self.storages, held: 0 };
-        for (storage, write) in &self.storages {
-            storage.lock_for_launch(*write)?;
-            locks.held += 1;
-        }
-        Ok(locks)
-    }
-}
 
 /// `len` elements of the last lease, or of a larger one that becomes the last.
 fn grown(context: &Context, leases: &mut Vec<Lease>, len: usize) -> Result<Buffer> {
@@ -137,20 +26,6 @@ fn grown(context: &Context, leases: &mut Vec<Lease>, len: usize) -> Result<Buffe
     let view = Buffer::clone(&lease);
     leases.push(lease);
     Ok(view)
-}
-
-struct StorageLocks<'a> {
-    storages: &'a [(Arc<Storage>, bool)],
-    held: usize,
-}
-
-impl Drop for StorageLocks<'_> {
-    fn drop(&mut self) {
-        for (storage, write) in self.storages.iter().take(self.held) {
-            // SAFETY: the first `held` locks were taken in these modes.
-            unsafe { storage.unlock_for_launch(*write) };
-        }
-    }
 }
 
 /// What encoders did, summed over the process or since the last reset.

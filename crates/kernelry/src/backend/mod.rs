@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::catalogue::Kernel;
-use crate::encoder::Commands;
+use crate::commands::Commands;
 use crate::registry::{Constants, Options};
 use crate::{FileMap, Result};
 

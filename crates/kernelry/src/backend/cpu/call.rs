@@ -7,8 +7,8 @@ use smallvec::SmallVec;
 use super::host_range;
 use crate::Result;
 use crate::catalogue::Params;
+use crate::commands::Launch;
 use crate::dtype::Element;
-use crate::encoder::Launch;
 use crate::registry::{ConstantValue, Constants, Math, Options};
 
 /// A native kernel. It cannot fail: everything that can be wrong was rejected when the launch was recorded.

@@ -29,7 +29,7 @@ pub use call::{CpuCall, CpuFn};
 
 use crate::backend::{Backend, Capability, Compiler, DeviceInfo, Executable, Memory, Pending, Replay, Support};
 use crate::catalogue::Kernel;
-use crate::encoder::{Command, Commands, LaunchArg};
+use crate::commands::{Command, Commands, LaunchArg};
 use crate::registry::{Constants, Options};
 use crate::{Error, FileMap, Result};
 

@@ -21,7 +21,7 @@ use smallvec::SmallVec;
 
 use super::{Backend, Capability, Compiler, DeviceInfo, Executable, Memory, Pending, Replay, Support};
 use crate::catalogue::{Kernel, ParamKind};
-use crate::encoder::{Command, Commands, Launch, LaunchArg};
+use crate::commands::{Command, Commands, Launch, LaunchArg};
 use crate::registry::{Constants, Options};
 use crate::{Error, FileMap, Result};
 

@@ -12,7 +12,7 @@ use super::module::EmulatorKernel;
 use super::schedule::Schedule;
 use super::watch::Shadow;
 use crate::catalogue::{Access, ParamKind};
-use crate::encoder::{Launch, LaunchArg};
+use crate::commands::{Launch, LaunchArg};
 use crate::{Error, Result};
 
 /// The bytes of one binding.

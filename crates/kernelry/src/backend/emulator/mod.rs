@@ -22,7 +22,7 @@ use module::EmulatorKernel;
 use super::cpu::HostMemory;
 use super::{Backend, Capability, Compiler, DeviceInfo, Executable, Memory, Pending, Replay, Support};
 use crate::catalogue::Kernel;
-use crate::encoder::{Command, Commands, Launch};
+use crate::commands::{Command, Commands, Launch};
 use crate::registry::{Constants, Options};
 use crate::{Error, FileMap, Result};
 
