@@ -10,8 +10,7 @@
 // The row kernels take one of two other forms. `bytes`: the codes of a quarter as two words of signed bytes, times 2^BYTE_SHIFT, or as the sums of
 // two such where BYTE_WORDS is four. `small` f16, in four words as above: a code as the last bits of an f16, which costs nothing, is 2^-24 times the
 // code, exactly. It is LESS too large, then times 2^SHIFT. PLACED: 16 times that in odd groups (BLK_ODD) or in the second four values
-// (BLK_SECOND), to be met by activations that are 16 times smaller there; BLK_NEIGHBOURS: small words have values (0, 1), (2, 3) of each four, and
-// words of bytes 0 16 1 17 and 2 18 3 19.
+// (BLK_SECOND), to be met by activations that are 16 times smaller there; BLK_MIXED: values are in the order 0 16 1 17 2 18 3 19, as bytes and small.
 //
 // A format: LEN values in BYTES bytes; GROUPS of 32 in a block; Word, the widest unit that its fields are aligned to (P is a pointer to Word or to
 // ushort in any address space); Q words of codes of a quarter, H words of a head. OFFSET: whether there is an offset. PLAIN: scale and offset
@@ -23,7 +22,7 @@
 #define BLK_ONE 0x3c003c00u
 #define BLK_ODD 1
 #define BLK_SECOND 2
-#define BLK_NEIGHBOURS 4
+#define BLK_MIXED 4
 #define BLK_PLACEDTH 0x2c002c00u
 
 template <class P> KN_FN uint blk_u16(P p, uint byte) {
@@ -105,7 +104,7 @@ struct BlkQ4_0 {
 struct BlkIQ4_NL {
   enum {
     LEN = 32, BYTES = 18, GROUPS = 1, Q = 2, H = 1, HALVES = 0, OFFSET = 0, PLAIN = 1,
-    S = 1, BYTE_WORDS = 4, BYTE_SHIFT = 0, SHIFT = 0, LESS = 128, PLACED = BLK_NEIGHBOURS, STRIDE = 176,
+    S = 1, BYTE_WORDS = 4, BYTE_SHIFT = 0, SHIFT = 0, LESS = 128, PLACED = BLK_MIXED, STRIDE = 176,
   };
   typedef ushort Word;
   template <class P> static KN_FN void load(P p, uint, uint t, KN_PRIVATE uint (&q)[Q]) {
@@ -134,8 +133,11 @@ struct BlkIQ4_NL {
     }
   }
   static KN_FN void small(KN_PRIVATE const uint (&q)[Q], uint, uint, KN_PRIVATE uint (&c)[4]) {
-    blk_small(look_up(q[0]), c[0], c[2]);
-    blk_small(look_up(q[1]), c[1], c[3]);
+    for (uint i = 0; i < 2; ++i) {
+      const uint four = look_up(q[i]);
+      c[2 * i] = kn_permute(four, 0, 0x4140u);
+      c[2 * i + 1] = kn_permute(four, 0, 0x4342u);
+    }
   }
   BLK_APART
   static KN_FN void scale(KN_PRIVATE const uint (&h)[H], uint, KN_PRIVATE float& s0, KN_PRIVATE float& s1, KN_PRIVATE float& offset) {

@@ -38,19 +38,15 @@ template <class F, uint TILES> struct RowsHalf {
   // The lane's activations in a slice: column and quarter.
   static KN_FN KN_LOCAL const uint* place(KN_LOCAL const uint*, KN_LOCAL const uint* slice, uint lane) { return slice + 4 * lane; }
 
-  // Group `g` of two weight rows, at `bytes0` and `bytes1`: codes as fragments of the matrix unit for the first and second half of k, scales of the
-  // halves and offsets.
-  static KN_FN void decode(KN_LOCAL const uchar* bytes0, KN_LOCAL const uchar* bytes1, KN_PRIVATE const uint (&heads)[OWN][F::S], uint g, uint lane,
-                     KN_PRIVATE uint (&codes)[2][4], KN_PRIVATE float (&s)[OWN][2], KN_PRIVATE float (&offset)[OWN]) {
-    const uint t = lane % 4, skip = F::GROUPS == 1 ? g * F::BYTES : 0;
-    KN_LOCAL const typename F::Word* b[2] = {(KN_LOCAL const typename F::Word*)(bytes0 + skip), (KN_LOCAL const typename F::Word*)(bytes1 + skip)};
-    KN_UNROLL for (uint i = 0; i < 2; ++i) {
-      uint q[F::Q], c[4];
-      F::load(b[i], g % F::GROUPS, t, q);
-      F::small(q, g % F::GROUPS, t, c);
-      KN_UNROLL for (uint j = 0; j < 4; ++j) codes[j / 2][j % 2 * 2 + i] = c[j];
-      F::part(b[i], heads[i], g % F::GROUPS, s[i][0], s[i][1], offset[i]);
-    }
+  // Group `g` of a weight row whose slice is at `bytes`.
+  static KN_FN KN_LOCAL const typename F::Word* block(KN_LOCAL const uchar* bytes, uint g) {
+    return (KN_LOCAL const typename F::Word*)(bytes + (F::GROUPS == 1 ? g * F::BYTES : 0));
+  }
+  // Its codes, a quarter of them.
+  static KN_FN void codes(KN_LOCAL const uchar* bytes, uint g, uint lane, KN_PRIVATE uint (&c)[4]) {
+    uint q[F::Q];
+    F::load(block(bytes, g), g % F::GROUPS, lane % 4, q);
+    F::small(q, g % F::GROUPS, lane % 4, c);
   }
 
   // Adds the products of group `g` of a slice to the sums of scaled codes and of offsets. `x` are the lane's activations in the slice and `sums`
@@ -58,9 +54,13 @@ template <class F, uint TILES> struct RowsHalf {
   static KN_FN void group(KN_LOCAL const uchar* bytes0, KN_LOCAL const uchar* bytes1, KN_PRIVATE const uint (&heads)[OWN][F::S],
                     KN_LOCAL const uint* x, KN_LOCAL const float* sums, uint g, KN_PRIVATE float (&a)[NT][OWN],
                     KN_PRIVATE float (&o)[NT][OWN], uint lane) {
-    uint codes[2][4];
+    uint c[OWN][4];
     float s[OWN][2], offset[OWN];
-    decode(bytes0, bytes1, heads, g, lane, codes, s, offset);
+    KN_UNROLL for (uint i = 0; i < OWN; ++i) {
+      KN_LOCAL const uchar* bytes = i ? bytes1 : bytes0;
+      codes(bytes, g, lane, c[i]);
+      F::part(block(bytes, g), heads[i], g % F::GROUPS, s[i][0], s[i][1], offset[i]);
+    }
     KN_UNROLL for (uint nt = 0; nt < NT; ++nt) {
       const uint4 v = *(KN_LOCAL const uint4*)(x + (g * ROWS + STEP * nt) * GROUP);
       KN_LOCAL const float* sum = sums + (STEP * nt * 8 + g) * SUMS;
@@ -71,7 +71,8 @@ template <class F, uint TILES> struct RowsHalf {
           d[1] = d[3] = 0;
         }
         const uint pair[2] = {go ? v.z : v.x, go ? v.w : v.y};
-        kn_mma<kn_f16>(d, codes[go], pair, lane);
+        const uint rows[4] = {c[0][2 * go], c[1][2 * go], c[0][2 * go + 1], c[1][2 * go + 1]};
+        kn_mma<kn_f16>(d, rows, pair, lane);
         if (go == 1 || F::HALVES) {
           KN_UNROLL for (uint i = 0; i < OWN; ++i) {
             a[nt][i] = kn_fma(s[i][go], d[2 * i], a[nt][i]);
@@ -98,11 +99,11 @@ template <class F, uint TILES> struct RowsHalf {
       sum[i] *= unit;
     }
     const float first = (F::PLACED & BLK_ODD) && g % 2 ? scale * 0.0625f : scale, second = F::PLACED & BLK_SECOND ? scale * 0.0625f : first;
-    const bool near = F::PLACED & BLK_NEIGHBOURS;
-    rows_half_split(a.x * first, (near ? a.y : a.z) * first, h[0], l[0]);
-    rows_half_split((near ? a.z : a.y) * first, a.w * first, h[1], l[1]);
-    rows_half_split(b.x * second, (near ? b.y : b.z) * second, h[2], l[2]);
-    rows_half_split((near ? b.z : b.y) * second, b.w * second, h[3], l[3]);
+    const bool mixed = F::PLACED & BLK_MIXED;
+    rows_half_split(a.x * first, (mixed ? b.x : a.z) * first, h[0], l[0]);
+    rows_half_split(a.y * first, (mixed ? b.y : a.w) * first, h[1], l[1]);
+    rows_half_split((mixed ? a.z : b.x) * second, b.z * second, h[2], l[2]);
+    rows_half_split((mixed ? a.w : b.y) * second, b.w * second, h[3], l[3]);
   }
 
   // Puts 256 activations of a row, eight values a lane, into a slice, and their sums; `scale` fits them. Columns of a tile are high and low of its

@@ -85,7 +85,7 @@ template <class F, bool ALONE> struct RowsInteger {
   static KN_FN void convert(float4 a, float4 b, float scale, uint row, KN_LOCAL uint* slice, KN_LOCAL float* sum_to, uint lane) {
     KN_LOCAL uint* to = slice + (lane / 4 * ROWS + row) * GROUP + 2 * (lane % 4);
     uint mid0, high0, low0, mid1, high1, low1;
-    const bool mixed = F::PLACED & BLK_NEIGHBOURS;
+    const bool mixed = F::PLACED & BLK_MIXED;
     rows_integer_parts(mixed ? kn_f4(a.x, b.x, a.y, b.y) : a, scale, mid0, high0, low0);
     rows_integer_parts(mixed ? kn_f4(a.z, b.z, a.w, b.w) : b, scale, mid1, high1, low1);
     *(KN_LOCAL uint2*)to = kn_u2(mid0, mid1);

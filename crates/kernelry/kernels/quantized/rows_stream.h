@@ -24,10 +24,49 @@ struct StreamBarriers {
   ulong full[STREAM_STAGES], empty[STREAM_STAGES], sums[2], free[2], begun;
 };
 
+// How codes become fragments: as blocks.h has it, without a TABLE behind the ring.
+template <class F> struct StreamCodes {
+  enum : uint { TABLE = 0 };
+  typedef F Format;
+  static KN_FN void fill(uchar*, uint, uint) {}
+  static KN_FN void codes(const uchar* bytes, const uchar*, uint g, uint lane, uint (&c)[4]) { RowsHalf<F, 1>::codes(bytes, g, lane, c); }
+};
+// Operations on bytes and bits take twice as long as others, and codes that stand for values of a table need most. So a byte finds both of its values
+// as f16 in threadgroup memory: each pair stands there 32 times, in 128 of 256 bytes, where each lane has a bank of its own, and the byte and
+// four times the lane are the address, put together by one operation.
+template <> struct StreamCodes<BlkIQ4_NL> {
+  enum : uint { TABLE = 65536 };
+  struct Format : BlkIQ4_NL {
+    enum { SHIFT = 24, LESS = 0 };
+  };
+  // By STREAM_WARPS warps.
+  static KN_FN void fill(uchar* table, uint warp, uint lane) {
+    KN_UNROLL for (uint i = 0; i < 256 / STREAM_WARPS; i += 4) {
+      const uint byte = warp * (256 / STREAM_WARPS) + i + lane / 8, v = BlkIQ4_NL::look_up(byte);
+      const uint two = kn_pack_f16((float)(v & 255) - 128, (float)(v >> 8 & 255) - 128);
+      *(uint4*)(table + byte * 256 + lane % 8 * 16) = kn_u4(two, two, two, two);
+    }
+    asm volatile("bar.sync 1, %0;" ::"n"(32 * STREAM_WARPS) : "memory");
+  }
+  static KN_FN void codes(const uchar* bytes, const uchar* table, uint g, uint lane, uint (&c)[4]) {
+    const uchar* from = bytes + (g * BlkIQ4_NL::BYTES + 2 + lane % 4 * 4);
+    uint low, high;  // bytes 0 and 1 of the one, 2 and 3 of the other
+    if (g % 2) {
+      low = high = *(const uint*)from;
+    } else {
+      low = *(const ushort*)from;
+      high = (uint)*(const ushort*)(from + 2) << 16;
+    }
+    KN_UNROLL for (uint i = 0; i < 4; ++i) c[i] = *(const uint*)(table + kn_permute(i < 2 ? low : high, lane * 4, 0x5504u + 16 * i));
+  }
+};
+
 // The parts and sums of a slice, in registers; what they give with weights. The matrix unit has eight columns: high and low of four input rows in turn,
 // where EIGHT is 0, or eight input rows, the high parts first and then the low ones. A lane has results of input row lane % 4, or of two from
 // 2 (lane % 4) on. Sums of halves would be too many registers: they are in threadgroup memory, 32 float2 or twice as many of the warp.
-template <class F, uint EIGHT> struct StreamSlice {
+template <class FORMAT, uint EIGHT> struct StreamSlice {
+  typedef StreamCodes<FORMAT> Codes;
+  typedef typename Codes::Format F;
   typedef RowsHalf<F, 1> M;
   enum : uint { OWN = EIGHT ? 2 : 1 };
   uint4 words[8][OWN];
@@ -68,16 +107,20 @@ template <class F, uint EIGHT> struct StreamSlice {
   }
 
   // The products with two weight rows, by input rows, but for the scales of `unit`.
-  KN_FN void multiply(const uchar* bytes0, const uchar* bytes1, float (&v)[2 * OWN], uint lane) const {
+  KN_FN void multiply(const uchar* bytes0, const uchar* bytes1, const uchar* table, float (&v)[2 * OWN], uint lane) const {
     uint heads[2][F::S];
     F::ahead((const typename F::Word*)bytes0, heads[0]);
     F::ahead((const typename F::Word*)bytes1, heads[1]);
     float a[OWN][2], o[OWN][2];
     KN_UNROLL for (uint i = 0; i < OWN; ++i) a[i][0] = a[i][1] = o[i][0] = o[i][1] = 0;
     KN_UNROLL for (uint g = 0; g < 8; ++g) {
-      uint codes[2][4];
+      uint c[2][4];
       float s[2][2], offset[2], d[4];
-      M::decode(bytes0, bytes1, heads, g, lane, codes, s, offset);
+      KN_UNROLL for (uint j = 0; j < 2; ++j) {
+        const uchar* bytes = j ? bytes1 : bytes0;
+        Codes::codes(bytes, table, g, lane, c[j]);
+        F::part(M::block(bytes, g), heads[j], g % F::GROUPS, s[j][0], s[j][1], offset[j]);
+      }
       float2 half[OWN];
       if (F::HALVES) {
         KN_UNROLL for (uint i = 0; i < OWN; ++i) half[i] = halves[g * 4 * OWN + i];
@@ -92,7 +135,8 @@ template <class F, uint EIGHT> struct StreamSlice {
         KN_UNROLL for (uint i = 0; i < OWN; ++i) {
           const uint4 w = words[g][i];
           const uint pair[2] = {go ? w.z : w.x, go ? w.w : w.y};
-          kn_mma<kn_f16>(d, codes[go], pair, lane);
+          const uint rows[4] = {c[0][2 * go], c[1][2 * go], c[0][2 * go + 1], c[1][2 * go + 1]};
+          kn_mma<kn_f16>(d, rows, pair, lane);
         }
         if (go == 1 || F::HALVES) {
           KN_UNROLL for (uint j = 0; j < 2; ++j) {
@@ -130,7 +174,7 @@ template <> struct StreamVector<4> { typedef float4 T; };
 
 // How the slices and tiles of a product are cut, for both blocks of a pair.
 template <class F> struct StreamShape {
-  enum : uint { SLICE_BYTES = 8 / F::GROUPS * F::BYTES };
+  enum : uint { SLICE_BYTES = 8 / F::GROUPS * F::BYTES, RING = STREAM_RING - StreamCodes<F>::TABLE };
   uint slices, half, part, parts, pitch, stages, row_bytes, tiles, first, step;
   KN_FN StreamShape(uint n, uint k, uint pair, uint pairs) {
     slices = k / 256;
@@ -148,7 +192,7 @@ template <class F> struct StreamShape {
   // Rows begin on banks that differ by four words; those of a format that is not cut at multiples of 16 bytes, up to 14 bytes later.
   static constexpr KN_FN uint pitch_of(uint part) { return (part * SLICE_BYTES + (SLICE_BYTES % 16 ? 14 : 0) + 127) / 128 * 128 + 16; }
   static constexpr KN_FN uint stages_of(uint pitch) {
-    return STREAM_RING / (ROWS_TILE * pitch) < STREAM_STAGES ? STREAM_RING / (ROWS_TILE * pitch) : STREAM_STAGES;
+    return RING / (ROWS_TILE * pitch) < STREAM_STAGES ? RING / (ROWS_TILE * pitch) : STREAM_STAGES;
   }
   // First slice of a part of the block `rank`, and how many it has.
   KN_FN uint begin(uint rank, uint i) const { return rank * half + i * part; }
@@ -200,6 +244,8 @@ KN_FN void stream_multiply(const float* x, float* y, uint m, uint n, uint k, uin
   constexpr uint OWN = StreamSlice<F, EIGHT>::OWN;
   typedef typename StreamVector<2 * OWN>::T Vector;
   float2* kept = (float2*)(sums + STREAM_SUMS + warp * (STREAM_KEPT / STREAM_WARPS));
+  uchar* table = sums - StreamCodes<F>::TABLE;
+  StreamCodes<F>::fill(table, warp, lane);
   KN_CHAIN_WAIT;  // weights may be read before, activations not
   const uint r = lane / 4, t = lane % 4;
   uint round = 0, rounds = 0, count = 0, per = 1, stage = 0, parity = 0;
@@ -234,7 +280,7 @@ KN_FN void stream_multiply(const float* x, float* y, uint m, uint n, uint k, uin
             const uchar* bytes0 = ring + ((stage * ROWS_TILE + r) * s.pitch + skip + slice * StreamShape<F>::SLICE_BYTES);
             const uchar* bytes1 = bytes0 + 8 * s.pitch;
             float v[2 * OWN];
-            own.multiply(bytes0, bytes1, v, lane);
+            own.multiply(bytes0, bytes1, table, v, lane);
             const uint to = (tile - begin) % 2, at = ((tile - begin) / 2 * (size + others) + (rank ? others : 0) + slice) * 32 + lane;
             stream_put((Vector*)meet + at, v, bars->sums + which, to);
             // These depend on all that was read of the stage, which an arrival by itself would not wait for.
