@@ -114,8 +114,8 @@ KN_FN void wgmma_map(uchar* map, const void* matrix, uint rows, uint k, uint hig
     WGMMA_MAP("fill_mode", "b32", "0") : "memory");          // zeros
   }
   kn_warp_sync();
-  asm volatile("tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [%0], [%1], 128;" ::"l"(map), "r"(at)
-               : "memory");
+  ((uint*)map)[lane] = by_way[lane];
+  asm volatile("fence.proxy.tensormap::generic.release.gpu;" ::: "memory");
 }
 #undef WGMMA_MAP
 KN_FN void wgmma_map_ready(const void* map) { asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(map) : "memory"); }
