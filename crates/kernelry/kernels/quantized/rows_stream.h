@@ -46,7 +46,7 @@ template <> struct StreamCodes<BlkIQ4_NL> {
       const uint two = kn_pack_f16((float)(v & 255) - 128, (float)(v >> 8 & 255) - 128);
       *(uint4*)(table + byte * 256 + lane % 8 * 16) = kn_u4(two, two, two, two);
     }
-    asm volatile("bar.sync 1, %0;" ::"n"(32 * STREAM_WARPS) : "memory");
+    wgmma_part_barrier(1, 32 * STREAM_WARPS);
   }
   static KN_FN void codes(const uchar* bytes, const uchar* table, uint g, uint lane, uint (&c)[4]) {
     const uchar* from = bytes + (g * BlkIQ4_NL::BYTES + 2 + lane % 4 * 4);
