@@ -176,16 +176,19 @@ KN_FN void attn_mma(KN_PRIVATE const Attn& a, KN_GLOBAL const Q* q, KN_GLOBAL co
   }
 }
 
-// By width of the head; those above 128 without the matrix unit.
+// By width of the head; those above 128 without the matrix unit, but on Hopper.
 template <bool SPLIT, class Q, class K>
 KN_FN void attn_mma_any(KN_PRIVATE const Attn& a, KN_GLOBAL const Q* q, KN_GLOBAL const K* k, KN_GLOBAL const K* v, KN_GLOBAL Q* out,
                         KN_LOCAL float* shared, uint t, uint lane, uint warp) {
   KN_LOCAL ushort* tiles = (KN_LOCAL ushort*)shared;
 #ifdef KN_WGMMA
-  if (a.dim <= 128 && a.dim % 8 == 0 && kn_aligned(k, 16) && kn_aligned(v, 16)) {
+  if (a.dim % 8 == 0 && kn_aligned(k, 16) && kn_aligned(v, 16)) {
     if (a.dim <= 64) attn_wgmma<64, SPLIT, Q, K>(a, q, k, v, out, kn_dynamic_shared, shared, t);
     else if (a.dim <= 96) attn_wgmma<96, SPLIT, Q, K>(a, q, k, v, out, kn_dynamic_shared, shared, t);
-    else attn_wgmma<128, SPLIT, Q, K>(a, q, k, v, out, kn_dynamic_shared, shared, t);
+    else if (a.dim <= 128) attn_wgmma<128, SPLIT, Q, K>(a, q, k, v, out, kn_dynamic_shared, shared, t);
+    else if (a.dim > 256) attn_wgmma<512, SPLIT, Q, K>(a, q, k, v, out, kn_dynamic_shared, shared, t);
+    // There are blocks for ATTN_ROWS queries; every second takes those of two.
+    else if (a.first % 128 == 0) attn_wgmma<256, SPLIT, Q, K>(a, q, k, v, out, kn_dynamic_shared, shared, t);
     return;
   }
   // Rows that are no multiples of 16 bytes.
@@ -202,7 +205,9 @@ KN_FN void attn_mma_any(KN_PRIVATE const Attn& a, KN_GLOBAL const Q* q, KN_GLOBA
 
 // Threadgroup memory for tiles of the paths that want more than a kernel may declare.
 #ifdef KN_WGMMA
-#define ATTN_DYNAMIC(name, SPLIT) KN_DYNAMIC_SHARED(name, ATTN_WGMMA_BYTES(128, SPLIT));
+#define ATTN_DYNAMIC(name, SPLIT) KN_DYNAMIC_SHARED(name, ATTN_WGMMA_BYTES(256, SPLIT));
+static_assert(ATTN_WGMMA_BYTES(256, true) >= ATTN_WGMMA_BYTES(128, true) && ATTN_WGMMA_BYTES(256, true) >= ATTN_WGMMA_BYTES(512, true) &&
+              ATTN_WGMMA_BYTES(256, false) >= ATTN_WGMMA_BYTES(128, false) && ATTN_WGMMA_BYTES(256, false) >= ATTN_WGMMA_BYTES(512, false), "");
 #else
 #define ATTN_DYNAMIC(name, SPLIT)
 #endif

@@ -147,12 +147,16 @@ template <class T, uint N, uint TRANS> struct Wgmma;
     }                                                                                                                            \
   };
 #define WGMMA_WIDTHS(T, type, TRANS)                                                                                             \
+  WGMMA_WIDTH(T, type, 16, TRANS, WGMMA_REGS_8, WGMMA_OUT_8, "8", "9", "10", "11", "12", "13")                                   \
+  WGMMA_WIDTH(T, type, 32, TRANS, WGMMA_REGS_16, WGMMA_OUT_16, "16", "17", "18", "19", "20", "21")                               \
   WGMMA_WIDTH(T, type, 64, TRANS, WGMMA_REGS_32, WGMMA_OUT_32, "32", "33", "34", "35", "36", "37")                               \
   WGMMA_WIDTH(T, type, 96, TRANS, WGMMA_REGS_48, WGMMA_OUT_48, "48", "49", "50", "51", "52", "53")                               \
   WGMMA_WIDTH(T, type, 128, TRANS, WGMMA_REGS_64, WGMMA_OUT_64, "64", "65", "66", "67", "68", "69")                              \
   WGMMA_WIDTH(T, type, 192, TRANS, WGMMA_REGS_96, WGMMA_OUT_96, "96", "97", "98", "99", "100", "101")                            \
   WGMMA_WIDTH(T, type, 224, TRANS, WGMMA_REGS_112, WGMMA_OUT_112, "112", "113", "114", "115", "116", "117")                      \
   WGMMA_WIDTH(T, type, 256, TRANS, WGMMA_REGS_128, WGMMA_OUT_128, "128", "129", "130", "131", "132", "133")
+#define WGMMA_REGS_8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define WGMMA_REGS_16 WGMMA_REGS_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define WGMMA_REGS_30 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," WGMMA_R10("1") "," WGMMA_R10("2")
 #define WGMMA_REGS_32 WGMMA_REGS_30 ",%30,%31"
 #define WGMMA_REGS_48 WGMMA_REGS_30 "," WGMMA_R10("3") ",%40,%41,%42,%43,%44,%45,%46,%47"
@@ -163,6 +167,8 @@ template <class T, uint N, uint TRANS> struct Wgmma;
 #define WGMMA_REGS_110 WGMMA_REGS_90 "," WGMMA_R10("9") "," WGMMA_R10("10")
 #define WGMMA_REGS_112 WGMMA_REGS_110 ",%110,%111"
 #define WGMMA_REGS_128 WGMMA_REGS_110 "," WGMMA_R10("11") ",%120,%121,%122,%123,%124,%125,%126,%127"
+#define WGMMA_OUT_8 WGMMA_4(0), WGMMA_4(4)
+#define WGMMA_OUT_16 WGMMA_16(0)
 #define WGMMA_OUT_32 WGMMA_16(0), WGMMA_16(16)
 #define WGMMA_OUT_48 WGMMA_OUT_32, WGMMA_16(32)
 #define WGMMA_OUT_64 WGMMA_OUT_48, WGMMA_16(48)

@@ -144,6 +144,8 @@ pub(crate) fn sdpa_sliding_cases(c: &mut Cases) {
     add([1, 2, 1, 96, 130, 130, 0, 63]);
     add([1, 2, 2, 128, 65, 200, 200, 64]);
     add([1, 2, 1, 256, 3, 70, 70, u32::MAX]);
+    add([1, 1, 1, 256, 200, 264, 270, 70]);
+    add([1, 1, 1, 512, 70, 170, 170, 40]);
     if c.intensity >= 2 {
         // A window of all keys: causal attention.
         let params = SdpaSlidingParams {
@@ -240,6 +242,10 @@ pub(crate) fn sdpa_cases(c: &mut Cases) {
         [1, 2, 1, 512, 4, 64, 64, 0],
         [1, 4, 2, 96, 67, 131, 140, 1],
         [1, 4, 2, 64, 1, 1025, 1030, 1],
+        [2, 1, 1, 256, 193, 321, 340, 1],
+        [1, 2, 1, 160, 129, 127, 127, 0],
+        [1, 2, 1, 512, 129, 161, 161, 1],
+        [1, 1, 1, 264, 65, 95, 100, 0],
     ];
     for &[batch, n_heads, n_kv_heads, head_dim, seq_len, keys, capacity, do_causal] in rows {
         let label = format!("B={batch} H={n_heads}/{n_kv_heads} D={head_dim} Sq={seq_len} n={keys} cap={capacity} causal={do_causal}");
@@ -432,6 +438,11 @@ pub(crate) fn prefill_cases(c: &mut Cases) {
         ([70, 2, 1, 256, 200, 256, 64], 0.0),
         ([4, 2, 1, 512, 700, 700, 0], 0.0),
         ([3, 71, 1, 64, 5, 8, 0], 0.0),
+        ([257, 1, 1, 256, 289, 300, 0], 0.0),
+        ([130, 2, 2, 192, 131, 131, 40], 20.0),
+        ([20, 2, 1, 250, 40, 40, 0], 0.0),
+        ([129, 2, 1, 512, 209, 240, 0], 0.0),
+        ([65, 1, 1, 320, 97, 97, 33], 5.0),
     ];
     for &([seq_len, h, hkv, d, n, cap, window], softcap) in rows {
         let values = || cache(dtype, cap, d, n, Input::Normal(1.0));
