@@ -88,6 +88,12 @@ KN_FN void norm_store(KN_PRIVATE const float4 (&u)[N], float mean, float scale, 
   if (keep_sum) norm_set(sum + i, u);
 }
 
+template <uint WHAT, bool SQUARES, uint N> KN_FN void norm_add(KN_PRIVATE float& total, KN_PRIVATE const float4 (&u)[N], float mean) {
+  KN_UNROLL for (uint j = 0; j < N; ++j) {
+    const float4 v = norm_less<WHAT>(u[j], mean);
+    total += norm_sum(SQUARES ? norm_times(v, v) : v);
+  }
+}
 // A thread's part of the sum of a row, or of the squares of its differences from the mean; `keep` has what it keeps.
 template <uint WHAT, bool SQUARES, uint N, uint PIECES, class T>
 KN_FN float norm_total(KN_PRIVATE const float4 (&keep)[PIECES][N], KN_GLOBAL const T* x, KN_GLOBAL const T* r, bool vector, float mean, uint dim,
@@ -96,20 +102,12 @@ KN_FN float norm_total(KN_PRIVATE const float4 (&keep)[PIECES][N], KN_GLOBAL con
   float total = 0;
   if (vector) {
     KN_UNROLL for (uint k = 0; k < PIECES; ++k) {
-      if (PIECE * (t + n * k) < dim) {
-        KN_UNROLL for (uint j = 0; j < N; ++j) {
-          const float4 v = norm_less<WHAT>(keep[k][j], mean);
-          total += norm_sum(SQUARES ? norm_times(v, v) : v);
-        }
-      }
+      if (PIECE * (t + n * k) < dim) norm_add<WHAT, SQUARES, N>(total, keep[k], mean);
     }
     for (uint c = PIECE * (t + n * PIECES); c < dim; c += PIECE * n) {
       float4 more[N];
       norm_load<WHAT, N>(x, r, row + c, more);
-      KN_UNROLL for (uint j = 0; j < N; ++j) {
-        const float4 v = norm_less<WHAT>(more[j], mean);
-        total += norm_sum(SQUARES ? norm_times(v, v) : v);
-      }
+      norm_add<WHAT, SQUARES, N>(total, more, mean);
     }
   } else {
     for (uint c = t; c < dim; c += n) {

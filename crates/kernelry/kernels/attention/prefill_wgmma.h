@@ -107,7 +107,8 @@ template <class Q> KN_FN void attn_store2(Q* to, float x, float y) { *(uint*)to 
 
 // Scores of a tile of keys, issued.
 template <uint D, uint KEYS, bool SPLIT, class K> KN_FN void attn_wgmma_scores(float (&s)[KEYS / 2], uint qs, uint ks) {
-  constexpr uint PANEL = ATTN_QUERIES(D) * 8, UNROLL = D <= 128 ? 2 : 1;  // in units of 16 bytes
+  constexpr uint PANEL = ATTN_QUERIES(D) * 8;  // in units of 16 bytes
+  constexpr uint UNROLL = D <= 128 ? 2 : 1;    // the places of all panels of a wider head would take too many registers
   const ulong b = wgmma_rows(ks);
   wgmma_fence();
   KN_UNROLL for (uint h = 0; h < (SPLIT ? 2 : 1); ++h) {
@@ -120,7 +121,7 @@ template <uint D, uint KEYS, bool SPLIT, class K> KN_FN void attn_wgmma_scores(f
   wgmma_commit();
 }
 // Turns of the two warpgroups: `turn` waits for the other's `pass`.
-KN_FN void attn_turn(uint group) { asm volatile("bar.sync %0, 256;" ::"r"(group + 1) : "memory"); }
+KN_FN void attn_turn(uint group) { wgmma_part_barrier(group + 1, 256); }
 KN_FN void attn_pass(uint group) { asm volatile("bar.arrive %0, 256;" ::"r"(2 - group) : "memory"); }
 
 // Weights times values, issued; the other group's turn comes before the last of it, lest the unit run dry in between.
